@@ -39,6 +39,9 @@ pub use span::Span;
 use validate::is_serial;
 pub use validate::{PUBLIC_KEY_ID, check_public_key_id};
 
+/// The table of WeChat Pay's public keys: ids and files.
+pub const PUBLIC_KEYS: &str = "wechat.public_keys";
+
 /// The prefix of environment variables.
 pub const PREFIX: &str = "REDEEMER_";
 
@@ -207,7 +210,7 @@ pub struct ConfigFault {
     /// The id of the finding, stable for machines.
     pub id: String,
     /// The remedy for the file that the key names, if the file is at fault.
-    pub remedy: Option<Remedy>,
+    pub remedy: Option<Box<Remedy>>,
 }
 
 impl ConfigFault {
@@ -225,7 +228,7 @@ impl ConfigFault {
 
     /// A file that a key names and that cannot be used.
     fn of_file(key: &str, fault: &KeyFault) -> Self {
-        let remedy = Some(fault.remedy(MERCHANT_KEY));
+        let remedy = Some(Box::new(fault.remedy(MERCHANT_KEY)));
         Self { key: key.to_owned(), problem: fault.to_string(), id: fault.id(), remedy }
     }
 }
@@ -298,15 +301,15 @@ impl Config {
                 .to_string(),
         };
         let key = if broker.uri_file.is_empty() { "broker.uri" } else { "broker.uri_file" };
+        let not_a_uri = |why: &str| {
+            let problem = format!("must be a URI such as amqp://user:password@host:5672/%2f{why}");
+            ConfigFault::new(key, problem).with_id("broker_uri")
+        };
         if text.trim().is_empty() {
-            let problem = "must be a URI such as amqp://user:password@host:5672/%2f: it is empty".to_owned();
-            return Err(ConfigFault::new(key, problem));
+            return Err(not_a_uri(": it is empty"));
         }
         for uri in text.split_whitespace() {
-            check_uri(uri).map_err(|problem| {
-                let problem = format!("must be a URI such as amqp://user:password@host:5672/%2f{problem}");
-                ConfigFault::new(key, problem)
-            })?;
+            check_uri(uri).map_err(not_a_uri)?;
         }
         let path = |text: &str| (!text.is_empty()).then(|| PathBuf::from(text));
         let tls = Tls {

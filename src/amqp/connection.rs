@@ -15,7 +15,7 @@ use tokio::time::timeout;
 use crate::amqp::confirm::{PublishFailure, PublishRejection};
 use crate::amqp::session_end::SessionEnd;
 use crate::amqp::socket_guard::{Socket, SocketGuard};
-use crate::amqp::tls::{self, BadFile, Tls};
+use crate::amqp::tls::{self, BadFile, Tls, TlsProblem};
 use crate::amqp::topology::{Mode, Topology, TopologyFault};
 
 /// How the broker is reached.
@@ -90,12 +90,12 @@ pub enum CannotConnect {
         source: lapin::Error,
     },
     /// The handshake of TLS failed.
-    #[error("{at}: {advice} ({source})")]
+    #[error("{at}: {problem} ({source})")]
     Tls {
         /// Host, port and virtual host.
         at: String,
-        /// The meaning, and the config key that fixes it.
-        advice: &'static str,
+        /// The meaning.
+        problem: TlsProblem,
         /// The client's words.
         source: lapin::Error,
     },
@@ -276,8 +276,8 @@ pub(crate) async fn connect(
         Ok(Ok(connection)) => Ok(BrokerConnection { connection, _guard: guard }),
         Ok(Err(source)) => {
             let at = at.to_owned();
-            Err(match tls::advice(&source, settings.tls.identity.is_some()).filter(|_| secure) {
-                Some(advice) => CannotConnect::Tls { at, advice, source },
+            Err(match tls::problem(&source, settings.tls.identity.is_some()).filter(|_| secure) {
+                Some(problem) => CannotConnect::Tls { at, problem, source },
                 None => CannotConnect::Refused { at, source },
             })
         }

@@ -4,6 +4,7 @@
 //! the host of the URI. Both are done by rustls, which speaks TLS 1.2 and 1.3 and nothing older. There is no way to
 //! switch either off.
 
+use std::fmt;
 use std::io;
 use std::path::{Path, PathBuf};
 
@@ -80,35 +81,100 @@ fn not_a_key(path: &Path, expected: Expected, found: Found) -> KeyFault {
     KeyFault::NotAKey { what: Shown(path).to_string(), expected, found }
 }
 
-/// The meaning of a failed handshake, and the config key that fixes it; `None` if the failure is not one of TLS. `shown`
-/// says whether we have a certificate.
-pub fn advice(error: &lapin::Error, shown: bool) -> Option<&'static str> {
+/// What a failed handshake means.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum TlsProblem {
+    /// The broker's certificate is signed by a CA that is not trusted here.
+    UnknownIssuer,
+    /// It is for another name.
+    OtherName,
+    /// It is outside its validity.
+    NotValidNow,
+    /// It is not accepted for another reason.
+    NotAccepted,
+    /// The broker requires ours, and none is configured.
+    CertificateRequired,
+    /// The broker does not accept ours.
+    OurCertificate,
+    /// Ours and its key are not a pair.
+    NotAPair,
+    /// The broker has only outdated versions of TLS.
+    OldVersion,
+    /// The peer does not speak TLS.
+    NotTls,
+    /// The broker ended the connection at once, and we have shown no certificate.
+    EndedWithoutOurs,
+    /// The same, although we have shown one.
+    EndedWithOurs,
+    /// Anything else.
+    Other,
+}
+
+impl fmt::Display for TlsProblem {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::UnknownIssuer => {
+                "the broker's certificate is signed by no CA that is trusted here: set broker.ca_file to the CA that \
+                 signed it"
+            }
+            Self::OtherName => {
+                "the broker's certificate is for another host name: use one of its names in broker.uri, or \
+                 have it made for this one"
+            }
+            Self::NotValidNow => {
+                "the broker's certificate is not valid now: check its dates and the clock here"
+            }
+            Self::NotAccepted => {
+                "the broker's certificate is not accepted: check it and broker.ca_file"
+            }
+            Self::CertificateRequired => {
+                "the broker requires a client certificate: set broker.client_certificate_file and broker.client_key_file"
+            }
+            Self::OurCertificate => {
+                "the broker does not accept our certificate: have broker.client_certificate_file signed by a CA that it \
+                 trusts"
+            }
+            Self::NotAPair => {
+                "our certificate and its key are not a pair: check broker.client_certificate_file and \
+                 broker.client_key_file"
+            }
+            Self::OldVersion => "the broker supports only outdated TLS versions: enable TLS 1.2 or 1.3",
+            Self::NotTls => "the peer does not speak TLS: is the port of broker.uri the one for amqps?",
+            Self::EndedWithoutOurs => {
+                "the broker ended the connection right after the TLS handshake; if that lasts, it requires a client \
+                 certificate: set broker.client_certificate_file and broker.client_key_file"
+            }
+            Self::EndedWithOurs => {
+                "the broker ended the connection right after the TLS handshake; if that lasts, it does not accept our \
+                 certificate: have broker.client_certificate_file signed by a CA that it trusts"
+            }
+            Self::Other => "TLS failed: check broker.uri and broker.ca_file",
+        })
+    }
+}
+
+/// The meaning of a failed handshake; `None` if the failure is not one of TLS. `shown` says whether we have a certificate.
+pub fn problem(error: &lapin::Error, shown: bool) -> Option<TlsProblem> {
     let ErrorKind::IOError(error) = error.kind() else { return None };
     let Some(error) = error.get_ref().and_then(|error| error.downcast_ref::<Error>()) else {
         return closed_after_handshake(error.kind(), shown);
     };
     Some(match error {
         Error::InvalidCertificate(fault) => match fault {
-            CertificateError::UnknownIssuer | CertificateError::BadSignature => {
-                "the broker's certificate is signed by no CA that is trusted here: set broker.ca_file to the CA that \
-                 signed it"
-            }
+            CertificateError::UnknownIssuer | CertificateError::BadSignature => TlsProblem::UnknownIssuer,
             CertificateError::NotValidForName | CertificateError::NotValidForNameContext { .. } => {
-                "the broker's certificate is for another host name: use one of its names in broker.uri, or \
-                 have it made for this one"
+                TlsProblem::OtherName
             }
             CertificateError::Expired
             | CertificateError::ExpiredContext { .. }
             | CertificateError::NotValidYet
-            | CertificateError::NotValidYetContext { .. } => {
-                "the broker's certificate is not valid now: check its dates and the clock here"
-            }
-            _ => "the broker's certificate is not accepted: check it and broker.ca_file",
+            | CertificateError::NotValidYetContext { .. } => TlsProblem::NotValidNow,
+            _ => TlsProblem::NotAccepted,
         },
         Error::AlertReceived(AlertDescription::CertificateRequired | AlertDescription::HandshakeFailure)
             if !shown =>
         {
-            "the broker requires a client certificate: set broker.client_certificate_file and broker.client_key_file"
+            TlsProblem::CertificateRequired
         }
         Error::AlertReceived(
             AlertDescription::BadCertificate
@@ -120,48 +186,29 @@ pub fn advice(error: &lapin::Error, shown: bool) -> Option<&'static str> {
             | AlertDescription::AccessDenied
             | AlertDescription::CertificateRequired
             | AlertDescription::HandshakeFailure,
-        ) => {
-            "the broker does not accept our certificate: have broker.client_certificate_file signed by a CA that it \
-             trusts"
-        }
-        Error::InconsistentKeys(_) => {
-            "our certificate and its key are not a pair: check broker.client_certificate_file and \
-             broker.client_key_file"
-        }
-        Error::AlertReceived(AlertDescription::ProtocolVersion) => {
-            "the broker supports only outdated TLS versions: enable TLS 1.2 or 1.3"
-        }
-        Error::InvalidMessage(_) => {
-            "the peer does not speak TLS: is the port of broker.uri the one for amqps?"
-        }
-        _ => "TLS failed: check broker.uri and broker.ca_file",
+        ) => TlsProblem::OurCertificate,
+        Error::InconsistentKeys(_) => TlsProblem::NotAPair,
+        Error::AlertReceived(AlertDescription::ProtocolVersion) => TlsProblem::OldVersion,
+        Error::InvalidMessage(_) => TlsProblem::NotTls,
+        _ => TlsProblem::Other,
     })
 }
 
 /// In TLS 1.3 our side of the handshake is complete before the broker has checked our certificate, and its alert may be lost
 /// in the reset that follows.
-fn closed_after_handshake(kind: io::ErrorKind, shown: bool) -> Option<&'static str> {
+fn closed_after_handshake(kind: io::ErrorKind, shown: bool) -> Option<TlsProblem> {
     use io::ErrorKind::{BrokenPipe, ConnectionAborted, ConnectionReset, UnexpectedEof};
     let ended = matches!(kind, BrokenPipe | ConnectionAborted | ConnectionReset | UnexpectedEof);
-    ended.then_some(match shown {
-        false => {
-            "the broker ended the connection right after the TLS handshake; if that lasts, it requires a client \
-             certificate: set broker.client_certificate_file and broker.client_key_file"
-        }
-        true => {
-            "the broker ended the connection right after the TLS handshake; where that lasts it does not accept our \
-             certificate: have broker.client_certificate_file signed by a CA that it trusts"
-        }
-    })
+    ended.then_some(if shown { TlsProblem::EndedWithOurs } else { TlsProblem::EndedWithoutOurs })
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    fn reported(error: Error, shown: bool) -> &'static str {
+    fn reported(error: Error, shown: bool) -> String {
         let error = std::io::Error::new(std::io::ErrorKind::InvalidData, error);
-        advice(&lapin::Error::from(error), shown).unwrap()
+        problem(&lapin::Error::from(error), shown).unwrap().to_string()
     }
 
     #[test]
@@ -179,10 +226,10 @@ mod tests {
         }
         check(Error::AlertReceived(AlertDescription::UnknownCA), true, "does not accept our certificate");
         let other = std::io::Error::from(std::io::ErrorKind::ConnectionRefused);
-        assert_eq!(advice(&lapin::Error::from(other), false), None);
+        assert_eq!(problem(&lapin::Error::from(other), false), None);
         let ended = || lapin::Error::from(std::io::Error::from(std::io::ErrorKind::ConnectionReset));
-        assert!(advice(&ended(), false).unwrap().contains("set broker.client_certificate_file"));
-        assert!(advice(&ended(), true).unwrap().contains("signed by a CA that it trusts"));
+        assert_eq!(problem(&ended(), false), Some(TlsProblem::EndedWithoutOurs));
+        assert_eq!(problem(&ended(), true), Some(TlsProblem::EndedWithOurs));
     }
 
     #[test]

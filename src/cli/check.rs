@@ -5,6 +5,7 @@
 mod admin_port;
 mod broker;
 mod broker_settings;
+mod config_file;
 mod keys;
 pub mod ids;
 mod payment_api;
@@ -93,7 +94,7 @@ pub async fn run(
             let inspected = Inspected::with_address(&config, merchant_key.as_ref());
             keys::keys(&config, &origin, &inspected, &mut findings);
             findings.extend(admin_port::in_use(&config, &origin).await);
-            service_user::hidden_files(&config, file, &mut findings);
+            service_user::hidden_files(&config, &origin, file, &mut findings);
             if let (Some(client), Some(keyring)) = (&inspected.client, &inspected.keys) {
                 keys::download(
                     &config,
@@ -106,7 +107,7 @@ pub async fn run(
                 payment_api::check_calls(&config, &origin, client, &mut findings).await;
             }
             if let Some(settings) = inspected.broker {
-                broker::broker(&config, settings, &mut findings).await;
+                broker::broker(&config, &origin, settings, &mut findings).await;
             }
             Failure::Unexpected
         }

@@ -58,14 +58,16 @@ pub fn parse(
     if !faults.is_empty() {
         return Err(ConfigFaults(faults));
     }
-    let config: Config = table
-        .try_into()
-        .map_err(|error: toml::de::Error| ConfigFaults(vec![ConfigFault::new(name, error.message())]))?;
+    let config: Config = table.clone().try_into().map_err(|error: toml::de::Error| {
+        let key = misfit(&table, &model, "").unwrap_or_else(|| name.to_owned());
+        ConfigFaults(vec![ConfigFault::new(key, error.message())])
+    })?;
     config.check(&mut faults);
     if faults.is_empty() { Ok(config) } else { Err(ConfigFaults(faults)) }
 }
 
-/// Sets `A__B__KEY` to a value: unchanged where the model has a text, as TOML where it has a number or a list.
+/// Sets `A__B__KEY` to a value: unchanged where the model has a text, as TOML where it has a number, with commas between the
+/// items where it has a list, as TOML has it or not.
 fn override_by(table: &mut Table, model: &Table, place: &str, text: String) {
     let mut keys: Vec<String> = place.split("__").map(str::to_lowercase).collect();
     // Serials are the one kind of key that is not lower case.
@@ -80,12 +82,35 @@ fn override_by(table: &mut Table, model: &Table, place: &str, text: String) {
         let Value::Table(inner) = entry else { return };
         section = inner;
     }
-    let needs_toml = model.and_then(|model| model.get(&last)).is_some_and(|value| !value.is_str());
-    let value = needs_toml
-        .then(|| format!("v = {text}").parse::<Table>().ok()?.remove("v"))
-        .flatten()
-        .unwrap_or(Value::String(text));
-    section.insert(last, value);
+    let value = match model.and_then(|model| model.get(&last)) {
+        None | Some(Value::String(_)) => None,
+        Some(Value::Array(_)) if !text.trim_start().starts_with('[') => Some(list_in_words(&text)),
+        Some(Value::Table(_)) if !text.trim_start().starts_with('{') => files_by_name(&text),
+        Some(_) => format!("v = {text}").parse::<Table>().ok().and_then(|mut table| table.remove("v")),
+    };
+    match (section.get_mut(&last), value) {
+        // Other variables, or the file, name others of them.
+        (Some(Value::Table(there)), Some(Value::Table(more))) => there.extend(more),
+        (_, value) => {
+            section.insert(last, value.unwrap_or(Value::String(text)));
+        }
+    }
+}
+
+/// A list as the environment may have it: items with commas between them.
+fn list_in_words(text: &str) -> Value {
+    let items = text.split(',').map(str::trim).filter(|_| !text.trim().is_empty());
+    Value::Array(items.map(Value::from).collect())
+}
+
+/// Public keys as the environment may have them: `ID=FILE`, with commas between them.
+fn files_by_name(text: &str) -> Option<Value> {
+    let pairs = text.split(',').map(str::trim).filter(|_| !text.trim().is_empty());
+    let pair = |pair: &str| {
+        let (name, file) = pair.split_once('=')?;
+        Some((name.trim().to_owned(), Value::from(file.trim())))
+    };
+    Some(Value::Table(pairs.map(pair).collect::<Option<Table>>()?))
 }
 
 /// Reports every key that the model does not have, and every value of another type than the model's.
@@ -98,7 +123,7 @@ fn compare(table: &Table, model: &Table, path: &str, faults: &mut Vec<ConfigFaul
                 let problem = "is not a key; see config.toml for all of them";
                 faults.push(ConfigFault::new(shown_name(&key), problem).with_id("config_unknown_key"));
             }
-            (Some(Value::Table(_)), Value::Table(files)) if key == "wechat.public_keys" => {
+            (Some(Value::Table(_)), Value::Table(files)) if key == PUBLIC_KEYS => {
                 for (serial, file) in files.iter().filter(|(_, file)| !file.is_str()) {
                     let serial = shown_name(serial);
                     fault(format!("{serial} must be a file name in quotes, not {}", file.type_str()));
@@ -126,11 +151,37 @@ fn compare(table: &Table, model: &Table, path: &str, faults: &mut Vec<ConfigFaul
                 }
             }
             (Some(model), value) if model.same_type(value) => {}
+            (Some(Value::Array(model)), _) => {
+                let example = if model.iter().any(is_span) { ["10s", "1m"] } else { ["A", "B"] };
+                let [first, second] = example;
+                fault(format!(
+                    "must be a list such as [\"{first}\", \"{second}\"], or {first},{second} in the environment"
+                ));
+            }
+            (Some(Value::Table(_)), _) if key == PUBLIC_KEYS => {
+                fault("must be a section with an id and a file in each line, or ID=FILE,ID=FILE in the environment".to_owned());
+            }
             (Some(model), value) => {
                 fault(format!("must be {}, not {}", kind(model), kind(value)));
             }
         }
     }
+}
+
+/// The key whose value alone does not fit into [`Config`], such as a number that is too large.
+fn misfit(table: &Table, model: &Table, path: &str) -> Option<String> {
+    table.iter().find_map(|(name, value)| {
+        let key = if path.is_empty() { name.clone() } else { format!("{path}.{name}") };
+        match (value, model.get(name)) {
+            (Value::Table(inner), Some(Value::Table(model))) => misfit(inner, model, &key),
+            _ => {
+                let alone = key.rsplit('.').fold(value.clone(), |inner, part| {
+                    Value::Table([(part.to_owned(), inner)].into_iter().collect())
+                });
+                alone.try_into::<Config>().is_err().then_some(key)
+            }
+        }
+    })
 }
 
 /// The longest part of a name that is shown: no key has a longer one, and an APIv3 key has 32 characters.

@@ -67,6 +67,75 @@ fn the_environment_overrides_the_file() {
     assert_eq!(config.wechat.public_keys["PUB_KEY_ID_01"], Path::new("key.pem"));
 }
 
+/// The values that a list may have in the environment.
+#[test]
+fn list_in_the_environment_has_commas_or_toml() {
+    let delays =
+        |value: &str| read("", &[("REDEEMER_RETRY__DELAYS", value)]).map(|config| config.retry.delays);
+    let of = |seconds: &[u64]| seconds.iter().map(|second| Span::seconds(*second)).collect::<Vec<_>>();
+    for (value, seconds) in [
+        ("10s,1m", &[10, 60][..]),
+        (" 10s , 1m, 5m ", &[10, 60, 300]),
+        ("10s", &[10]),
+        ("", &[]),
+        (r#"["10s", "1m"]"#, &[10, 60]),
+        ("[]", &[]),
+    ] {
+        assert_eq!(delays(value).unwrap(), of(seconds), "{value}");
+    }
+    for value in ["10s;1m", "10s 1m", "10s,", "1m,10s", "5", "10", r#"["10s""#, "[10]", "{}"] {
+        let faults = keys(read("", &[("REDEEMER_RETRY__DELAYS", value)]));
+        assert!(!faults.is_empty() && faults.iter().all(|key| key == "retry.delays"), "{value}: {faults:?}");
+    }
+    // A file name with a comma needs TOML.
+    let variable = "REDEEMER_WECHAT__PLATFORM_CERTIFICATES";
+    let files = |value: &str| read("", &[(variable, value)]).unwrap().wechat.platform_certificates;
+    assert_eq!(files("/a.pem, /b.pem"), [PathBuf::from("/a.pem"), "/b.pem".into()]);
+    assert_eq!(files(r#"["/a,b.pem"]"#), [PathBuf::from("/a,b.pem")]);
+}
+
+#[test]
+fn public_keys_in_the_environment_join_those_of_the_file() {
+    let text = "[wechat.public_keys]\nPUB_KEY_ID_01 = \"one.pem\"\n";
+    let all = "REDEEMER_WECHAT__PUBLIC_KEYS";
+    let ids = |environment: &[(&str, &str)]| {
+        read(text, environment).map(|config| config.wechat.public_keys.into_keys().collect::<Vec<_>>())
+    };
+    for (value, expected) in [
+        ("PUB_KEY_ID_02=two.pem", &["PUB_KEY_ID_01", "PUB_KEY_ID_02"][..]),
+        (
+            "PUB_KEY_ID_02=two.pem, PUB_KEY_ID_03=/x=y.pem",
+            &["PUB_KEY_ID_01", "PUB_KEY_ID_02", "PUB_KEY_ID_03"],
+        ),
+        ("PUB_KEY_ID_01=two.pem", &["PUB_KEY_ID_01"]),
+        (r#"{PUB_KEY_ID_02 = "two.pem"}"#, &["PUB_KEY_ID_01", "PUB_KEY_ID_02"]),
+        ("", &["PUB_KEY_ID_01"]),
+    ] {
+        assert_eq!(ids(&[(all, value)]).unwrap(), expected, "{value}");
+    }
+    let own = ("REDEEMER_WECHAT__PUBLIC_KEYS__PUB_KEY_ID_03", "three.pem");
+    for environment in [[(all, "PUB_KEY_ID_02=two.pem"), own], [own, (all, "PUB_KEY_ID_02=two.pem")]] {
+        assert_eq!(ids(&environment).unwrap().len(), 3, "{environment:?}");
+    }
+    for value in ["two.pem", "PUB_KEY_ID_02:two.pem", "PUB_KEY_ID_02=two.pem,three.pem", "[1]"] {
+        assert_eq!(keys(read(text, &[(all, value)])), ["wechat.public_keys"], "{value}");
+    }
+    assert_eq!(keys(read(text, &[(all, "0116=two.pem")])), ["wechat.public_keys"]);
+}
+
+#[test]
+fn value_too_large_for_its_key_is_reported_by_its_name() {
+    for (key, value) in [
+        ("broker.prefetch", "99999999999"),
+        ("broker.delivery_limit", "99999999999"),
+        ("rate_limit.calls_per_second", "4294967296"),
+        ("retry.attempts_max", "4294967296"),
+    ] {
+        let variable = format!("REDEEMER_{}", key.to_uppercase().replace('.', "__"));
+        assert_eq!(keys(read("", &[(&variable, value)])), [key]);
+    }
+}
+
 #[test]
 fn all_faults_are_reported_at_once_by_the_name_of_the_key() {
     let text = r#"

@@ -288,7 +288,9 @@ mod tests {
         assert!(RequestNo::parse(&"x".repeat(41)).is_err());
         assert!(Mchid::parse("1900000109").is_ok());
         assert!(Mchid::parse("19a").is_err());
-        assert!(OrderNo::parse("a|b*c-d_e@f").is_ok());
+        for order in ["a|b*c-d_e@f", "@", "T@1", "a|b", "a*b", "20250724-1_2@x"] {
+            assert!(OrderNo::parse(order).is_ok(), "{order}");
+        }
         assert!(ServiceOrderNo::parse("a@b").is_err());
         assert!(ServiceOrderNo::parse("a|b-c_d").is_ok());
         assert!(ServiceOrderNo::parse("a*b").is_err());

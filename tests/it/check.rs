@@ -32,7 +32,7 @@ fn read(output: &Output) -> Checked {
 }
 
 /// What remedies begin with.
-const COMMANDS: [&str; 23] = [
+const COMMANDS: [&str; 28] = [
     "${EDITOR:-vi}",
     "chmod",
     "chown",
@@ -48,10 +48,15 @@ const COMMANDS: [&str; 23] = [
     "install",
     "ls",
     "openssl",
+    "printf",
     "rabbitmq-diagnostics",
     "rabbitmq-plugins",
     "rabbitmqctl",
+    "read",
     "redeemer",
+    "sed",
+    "stty",
+    "sudo",
     "timedatectl",
     "umask",
     "unset",
@@ -332,36 +337,37 @@ fn check_reports_configuration_faults_like_any_other() {
     let mut reported = look(text, &elsewhere);
     reported.sort();
     let unknown = "is not a key; see config.toml for all of them";
-    let fixes = |key: &str, how: &str| format!("${{EDITOR:-vi}} {at} # {key}: {how}");
     let number = "must be a whole number, not a text in quotes";
     assert_eq!(
         reported,
         [
-            pair(&format!("broker.names.comands: {unknown}"), fixes("broker.names.comands", unknown)),
-            pair(&format!("broker.prefetch: {number}"), fixes("broker.prefetch", number)),
+            pair(&format!("broker.names.comands: {unknown}"), format!("sed -i '5s/^/# /' {at} # {unknown}")),
+            pair(
+                &format!("broker.prefetch: {number}"),
+                format!(
+                    "printf 'broker.prefetch: '; read -r VALUE; sed -i \"3c prefetch = $VALUE\" {at} # {number}"
+                ),
+            ),
             pair(
                 "concurrency.commands: must not be negative",
-                "export REDEEMER_CONCURRENCY__COMMANDS=… # must not be negative".to_owned(),
+                "printf 'concurrency.commands: '; read -r REDEEMER_CONCURRENCY__COMMANDS; export \
+                 REDEEMER_CONCURRENCY__COMMANDS # must not be negative"
+                    .to_owned(),
             ),
             pair(
                 &format!("shutdown.drian: {unknown}"),
                 format!("unset REDEEMER_SHUTDOWN__DRIAN # {unknown}"),
             ),
-            pair(&format!("surprise: {unknown}"), fixes("surprise", unknown)),
+            pair(&format!("surprise: {unknown}"), format!("sed -i '1s/^/# /' {at} # {unknown}")),
         ]
     );
-    // Ranges; a whole text that cannot be read; a file that is not there.
-    let reported = look("[broker]\nprefetch = 0\n", &[]);
-    assert_eq!(
-        reported,
-        [pair("broker.prefetch: must be 1 to 2000", fixes("broker.prefetch", "must be 1 to 2000"))]
-    );
+    // A whole text that cannot be read; a file that is not there.
     let reported = look("[broker]\nuri = \"amqp://u:geheim@h\n", &[]);
     assert!(
         reported[0].0.contains("is not TOML at line 2") && !reported[0].0.contains("geheim"),
         "{reported:?}"
     );
-    assert_eq!((reported.len(), &reported[0].1), (1, &format!("ls -l {at}; ${{EDITOR:-vi}} {at}")));
+    assert_eq!((reported.len(), &reported[0].1), (1, &format!("${{EDITOR:-vi}} +2 {at}")));
     let missing = dir.join("missing.toml").display().to_string();
     let absent = read(&run(redeemer().args(["check", "--json", "--config", &missing])));
     assert_eq!(absent.code, Some(3));
@@ -377,18 +383,27 @@ fn check_reports_configuration_faults_like_any_other() {
         assert_eq!((seen.code, seen.findings.len()), (Some(3), 1), "{:#?}", seen.findings);
         seen.of("configuration", "fault").remove(0).1
     };
-    let together = "export REDEEMER_BROKER__CLIENT_CERTIFICATE_FILE=…; export REDEEMER_BROKER__CLIENT_KEY_FILE=… # must be \
-                    set together";
+    let asks = |key: &str, variable: &str| format!("printf '{key}: '; read -r {variable}; export {variable}");
+    let together = format!(
+        "{}; {} # must be set together",
+        asks("broker.client_certificate_file", "REDEEMER_BROKER__CLIENT_CERTIFICATE_FILE"),
+        asks("broker.client_key_file", "REDEEMER_BROKER__CLIENT_KEY_FILE")
+    );
     assert_eq!(bare("REDEEMER_BROKER__CLIENT_KEY_FILE", "key.pem"), together);
-    let patience = "export REDEEMER_RETRY__IN_PROCESS_MAX=… # must be twice retry.query_delay or more";
-    assert_eq!(bare("REDEEMER_RETRY__QUERY_DELAY", "5m"), patience);
-    assert_eq!(bare("REDEEMER_BROKER__DELIVERY_LIMIT", "99999999999"), "env | grep -o '^REDEEMER_[^=]*'");
+    let patience = asks("retry.in_process_max", "REDEEMER_RETRY__IN_PROCESS_MAX");
+    assert_eq!(
+        bare("REDEEMER_RETRY__QUERY_DELAY", "5m"),
+        patience + " # must be twice retry.query_delay or more"
+    );
+    let limit = asks("broker.delivery_limit", "REDEEMER_BROKER__DELIVERY_LIMIT");
+    assert!(bare("REDEEMER_BROKER__DELIVERY_LIMIT", "99999999999").starts_with(&limit));
     let plain = run(redeemer().arg("check").env("REDEEMER_BROKER__PREFETCH", "0"));
     assert_eq!(plain.status.code(), Some(3));
     assert_eq!(
         out(&plain),
         "FAULT   configuration [config_value]: broker.prefetch: must be 1 to 2000\n        \
-         remedy: export REDEEMER_BROKER__PREFETCH=… # must be 1 to 2000\n"
+         remedy: printf 'broker.prefetch: '; read -r REDEEMER_BROKER__PREFETCH; export REDEEMER_BROKER__PREFETCH # must \
+         be 1 to 2000\n"
     );
     assert_eq!(err(&plain), "redeemer: check: 1 fault\n");
     std::fs::remove_dir_all(dir).unwrap();
@@ -417,7 +432,7 @@ fn what_is_wrong_with_keys_and_clock_is_reported_with_a_command() {
     std::fs::set_permissions(&open, std::os::unix::fs::PermissionsExt::from_mode(0o644)).unwrap();
     let key = "REDEEMER_WECHAT__MERCHANT_KEY_FILE";
     only(&[(key, &at(&open))], "can be read by others", &format!("chmod 600 {}", at(&open)));
-    only(&[(key, "/nowhere/key.pem")], "cannot read", "ls -l /nowhere/key.pem");
+    only(&[(key, "/nowhere/key.pem")], "cannot read", "printf 'wechat.merchant_key_file: '");
 
     // Another key's certificate; and the right one, which has a serial and an end.
     let other = programs.file("other.key", b"");
@@ -442,7 +457,7 @@ fn what_is_wrong_with_keys_and_clock_is_reported_with_a_command() {
         .unwrap();
     assert!(made.status.success(), "{made:?}");
     let file = "REDEEMER_WECHAT__MERCHANT_CERTIFICATE_FILE";
-    only(&[(file, &at(&certificate))], "does not belong to the merchant key", "openssl x509 -noout -pubkey");
+    only(&[(file, &at(&certificate))], "does not belong to the merchant key", "read -r ");
     std::fs::set_permissions(&other, std::os::unix::fs::PermissionsExt::from_mode(0o600)).unwrap();
     let pair = [(file, at(&certificate)), (key, at(&other))];
     let pair: Vec<_> = pair.iter().map(|(name, path)| (*name, path.as_str())).collect();

@@ -10,6 +10,7 @@ use std::process::{Command, Stdio};
 
 use crate::broker;
 use crate::programs::{self, Programs, err, out, redeemer, run, unused_dir};
+use crate::typed;
 use serde_json::{Value, json};
 
 const MERCHANT_KEY: &str = "REDEEMER_WECHAT__MERCHANT_KEY_FILE";
@@ -118,58 +119,40 @@ impl Bench {
         reported
     }
 
-    /// Fills in the blanks of a remedy, as somebody would who has what it asks for.
-    fn filled_in(&self, remedy: &str) -> String {
-        let (commands, why) =
-            remedy.split_once(" # ").unwrap_or_else(|| panic!("says what goes there: {remedy}"));
-        let list = format!("[{:?}]", self.at("wechat_certificate.pem"));
-        let values = [
-            (MERCHANT_KEY, self.at("key.pem")),
-            (OWN_CERTIFICATE, self.at("merchant_certificate.pem")),
-            (CERTIFICATES, list),
-            (OWN_SERIAL, SERIAL.to_owned()),
-            ("REDEEMER_WECHAT__VERIFICATION_SERIAL", "PUB_KEY_ID_01".to_owned()),
-            ("REDEEMER_BROKER__PREFETCH", "200".to_owned()),
-            ("REDEEMER_ADMIN__LISTEN", "127.0.0.1:0".to_owned()),
-            ("REDEEMER_TELEMETRY__OTLP_ENDPOINT", "http://127.0.0.1:1".to_owned()),
-        ];
-        let fill = |command: &str| {
-            if !command.contains('…') {
-                return command.to_owned();
-            }
-            let Some((variable, value)) = command.trim_start_matches("export ").split_once('=') else {
-                return command.to_owned();
-            };
-            let variable = variable.replace('…', "01");
-            let is_key = variable.strip_prefix("REDEEMER_WECHAT__PUBLIC_KEYS__");
-            let fitting = match values.iter().find(|(name, _)| *name == variable) {
-                Some((_, value)) => value.clone(),
-                None if is_key.is_some_and(|id| id.starts_with("PUB_KEY_ID_")) => {
-                    self.at("wechat_public.pem")
+    /// What somebody answers who has what a remedy asks for.
+    fn answers(&self, remedy: &str) -> String {
+        let answers = typed::answers(remedy, |question| {
+            Some(match question {
+                "wechat.merchant_key_file" | "file with the merchant key" => self.at("key.pem"),
+                "wechat.merchant_certificate_file"
+                | "file of the merchant API certificate (apiclient_cert.pem)" => {
+                    self.at("merchant_certificate.pem")
                 }
-                None => panic!("nothing fits {variable}: {remedy}"),
-            };
-            let value = if value == "…" { format!("'{fitting}'") } else { value.to_owned() };
-            format!("export {variable}={value}")
-        };
-        let filled: Vec<_> = commands.split("; ").map(fill).collect();
-        format!("{} # {why}", filled.join("; "))
+                "wechat.platform_certificates" => self.at("wechat_certificate.pem"),
+                "wechat.verification_serial" => "PUB_KEY_ID_01".to_owned(),
+                "wechat.apiv3_key_file" => self.at("apiv3.txt"),
+                "APIv3 key, 32 characters" => "0123456789abcdef0123456789abcdef".to_owned(),
+                "broker.prefetch" => "200".to_owned(),
+                "admin.listen" => "127.0.0.1:0".to_owned(),
+                "telemetry.otlp_endpoint" => "http://127.0.0.1:1".to_owned(),
+                "id of the public key (PUB_KEY_ID_...)" => "PUB_KEY_ID_03".to_owned(),
+                "its file" => self.at("wechat_public.pem"),
+                "passphrase of the key" | "password of the bundle (the merchant number)" => {
+                    "geheim".to_owned()
+                }
+                question if question.starts_with("wechat.public_keys.") => self.at("wechat_public.pem"),
+                question if question.starts_with("instead of ") => self.at("wechat_certificate.pem"),
+                _ => return None,
+            })
+        });
+        answers.unwrap_or_else(|question| panic!("nobody knows {question:?}: {remedy}"))
     }
 
-    /// Types a remedy as it is printed, with its blanks filled in, if the fault was found: either it shows what is wrong and
-    /// changes nothing, or the fault is gone.
+    /// Types a remedy as it is printed, if the fault was found, and answers what it asks: then the fault is gone.
     fn try_remedy(&self, environment: &[(&str, &str)], [id, _, remedy]: &[String; 3]) {
-        let has_blank = remedy.split(" # ").next().is_some_and(|commands| commands.contains('…'));
-        let remedy = &if has_blank { self.filled_in(remedy) } else { remedy.clone() };
-        const SHOWS: [&str; 7] =
-            ["ls ", "grep -c ", "wc ", "date; ", "openssl x509 -noout ", "env ", "openssl rsa -check "];
         let before = self.files();
-        let (variables, code) = self.type_at(environment, remedy, "geheim\n");
+        let (variables, code) = self.type_at(environment, remedy, &self.answers(remedy));
         let made: Vec<_> = self.files().into_keys().filter(|path| !before.contains_key(path)).collect();
-        if SHOWS.iter().any(|command| remedy.starts_with(command)) {
-            assert!(made.is_empty() && before == self.files(), "{id}: {remedy}");
-            return;
-        }
         assert_eq!(code, Some(0), "{id}: {remedy}");
         if id == "key_too_short" {
             // The first step: what follows is done by people.
@@ -212,12 +195,12 @@ impl Bench {
 
     /// Types a remedy as it is printed, and gives the variables that it sets.
     fn type_in(&self, remedy: &str) -> Vec<(String, String)> {
-        let script = format!("set -e\n{remedy}\nenv -0");
-        let mut shell = Command::new("bash");
+        let script = format!("set -e\n{remedy}\nprintf '\\0'; env -0");
+        let mut shell = Command::new("sh");
         let shell = shell.args(["-c", &script]).current_dir(&self.dir).stdin(Stdio::null());
         let ran = shell.output().unwrap();
         assert!(ran.status.success(), "{remedy}: {}", String::from_utf8_lossy(&ran.stderr));
-        Self::variables(&ran.stdout)
+        typed::variables(&ran.stdout)
     }
 
     /// Types a remedy in a shell that has the environment of the fault, and answers what it asks. Gives the variables that are
@@ -229,33 +212,13 @@ impl Bench {
         answers: &str,
     ) -> (Vec<(String, String)>, Option<i32>) {
         let inner = self.command(&[], environment);
-        // A name that no shell can unset ends with a new shell.
-        let remedy = &remedy.replace("exec env -u ", "exec env -0 -u ").replace("\"$SHELL\"", "");
-        let script = format!("{remedy}\ncode=$?\nenv -0\nexit $code");
-        let mut shell = Command::new("bash");
-        shell.args(["-c", &script]).current_dir(&self.dir).env_remove(PUBLIC_KEY);
+        let mut shell = typed::shell("sh", remedy);
+        shell.current_dir(&self.dir).env_remove(PUBLIC_KEY);
         shell.envs(inner.get_envs().filter_map(|(name, value)| Some((name, value?))));
-        shell.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
-        let mut shell = shell.spawn().unwrap();
-        // A command that asks nothing may have ended.
-        let _ = std::io::Write::write_all(&mut shell.stdin.take().unwrap(), answers.as_bytes());
-        let ran = shell.wait_with_output().unwrap();
-        let printed = format!("{}{}", out(&ran), err(&ran));
-        assert!(!printed.contains("not found") && !printed.contains("syntax error"), "{remedy}: {printed}");
+        let (ran, variables) = typed::run(shell, answers);
+        let printed = format!("{}{}", String::from_utf8_lossy(&ran.stdout), err(&ran));
         assert!(!printed.contains("geheim"), "{remedy} shows a secret: {printed}");
-        (Self::variables(&ran.stdout), ran.status.code())
-    }
-
-    fn variables(printed: &[u8]) -> Vec<(String, String)> {
-        let printed = String::from_utf8_lossy(printed).into_owned();
-        let begun = |entry: &'_ str| entry.rfind("\nREDEEMER_").map_or(0, |at| at + 1);
-        // What a command printed stands before the first variable.
-        let entries = printed.split('\0').enumerate();
-        let entries = entries.map(|(nth, entry)| if nth == 0 { &entry[begun(entry)..] } else { entry });
-        let ours = entries
-            .filter_map(|entry| entry.split_once('='))
-            .filter(|(name, _)| name.starts_with("REDEEMER_"));
-        ours.map(|(name, value)| (name.to_owned(), value.to_owned())).collect()
+        (variables, ran.status.code())
     }
 }
 
@@ -534,7 +497,7 @@ fn key_material_that_cannot_be_read_is_named_for_what_it_is() {
     fs::copy(bench.path("key.pem"), bench.path("apiclient_key.pem")).unwrap();
     let cut = bench.text("cut.pem");
     let [_, _, remedy] = bench.refused(&[(MERCHANT_KEY, ""), (KEY_ITSELF, &cut)], "key_is_damaged");
-    assert!(remedy.starts_with("export REDEEMER_MERCHANT_KEY=\"$(cat "), "{remedy}");
+    assert!(remedy.contains("export REDEEMER_MERCHANT_KEY=\"$(cat "), "{remedy}");
 }
 
 #[test]
@@ -563,12 +526,12 @@ fn serials_and_ids_are_reported_as_people_copy_them() {
     for (id, meant) in [
         ("0116000001", "PUB_KEY_ID_0116000001"),
         ("KEY_ID_02", "PUB_KEY_ID_02"),
-        ("PUB_KEY_ID_", "PUB_KEY_ID_…"),
+        ("PUB_KEY_ID_", "read -r ID"),
         ("PUB_KEY_ID_02 ", "PUB_KEY_ID_02"),
         ("PUB_KEY_ID_0\u{200b}2", "PUB_KEY_ID_02"),
-        ("PUB_KEY_ID_0-2", "PUB_KEY_ID_…"),
-        (SERIAL, "PLATFORM_CERTIFICATES="),
-        ("0f1e2d3c4b5a69788796a5b4c3d2e1f0", "PUB_KEY_ID_…"),
+        ("PUB_KEY_ID_0-2", "read -r ID"),
+        (SERIAL, "read -r ID"),
+        ("0f1e2d3c4b5a69788796a5b4c3d2e1f0", "read -r ID"),
     ] {
         let name = format!("REDEEMER_WECHAT__PUBLIC_KEYS__{id}");
         // Beside a key that is named as it should be, and alone.
@@ -581,14 +544,13 @@ fn serials_and_ids_are_reported_as_people_copy_them() {
         let text =
             format!("[admin]\nlisten = \"127.0.0.1:0\"\n\n[wechat.public_keys]\n\"{id}\" = {pub_key:?}\n");
         let file = bench.write("redeemer.toml", text);
-        let (faults, _) = bench.check(&[("REDEEMER_CONFIG", &file)]);
-        let [[finding, _, remedy]] = &faults[..] else { panic!("{id}: {faults:#?}") };
-        assert_eq!(finding, "config_value");
-        assert!(
-            remedy.starts_with("${EDITOR:-vi} +5 ") && !remedy.contains("REDEEMER_WECHAT"),
-            "{id}: {remedy}"
-        );
+        let [_, _, remedy] = bench.refused(&[("REDEEMER_CONFIG", &file)], "config_value");
+        assert!(remedy.contains("sed -i \"5s|") && !remedy.contains("REDEEMER_WECHAT"), "{id}: {remedy}");
     }
+    // A platform certificate is no public key, under whatever name: it moves to the list.
+    let named = "REDEEMER_WECHAT__PUBLIC_KEYS__0A0B";
+    let [_, _, remedy] = bench.refused(&[(named, &other)], "config_value");
+    assert!(remedy.contains("PLATFORM_CERTIFICATES="), "{remedy}");
     let asked = "REDEEMER_WECHAT__VERIFICATION_SERIAL";
     bench.accepted(&[(asked, "PUB_KEY_ID_01")], "a key that is held");
     for serial in ["PUB_KEY_ID_02", SERIAL, "ABCDEF"] {
@@ -853,7 +815,7 @@ fn answer_of_something_else_is_a_fault_of_check_on_either_host() {
                 "{head}: {detail}"
             );
             assert!(detail.contains(shown) && !detail.contains(['\u{1b}', '\u{202e}']), "{head}: {detail}");
-            assert!(!detail.contains("oh-394z") && remedy.starts_with("curl -sSI "), "{detail}: {remedy}");
+            assert!(!detail.contains("oh-394z") && remedy.contains("base_url: "), "{detail}: {remedy}");
         }
     }
     // The provider's own error without its signature proves nothing, and is its word all the same.
@@ -885,7 +847,13 @@ fn answer_of_something_else_is_a_fault_of_check_on_either_host() {
     let (reported, _) =
         findings(&bench, &[("REDEEMER_WECHAT__BASE_URL", &format!("http://{stranger}"))], "payment API");
     assert_eq!(reported[0][0], "payment_api_serial_not_held");
-    assert!(reported[0][2].contains("PUB_KEY_ID_99"), "{reported:#?}");
+    assert!(["PUB_KEY_ID_99", "PUB_KEY_ID_01"].iter().all(|id| reported[0][2].contains(id)), "{reported:#?}");
+    // The one that is configured gets this id.
+    let url = format!("http://{stranger}");
+    let (set, _) = bench.type_at(&[("REDEEMER_WECHAT__BASE_URL", &url)], &reported[0][3], "");
+    let keys: Vec<_> = set.iter().filter(|(name, _)| name.contains("PUBLIC_KEYS")).collect();
+    let renamed = ("REDEEMER_WECHAT__PUBLIC_KEYS__PUB_KEY_ID_99".to_owned(), bench.at("wechat_public.pem"));
+    assert_eq!(keys, [&renamed]);
     // More than is read.
     let long = answering(&response("200 OK", &"x".repeat(5_000)));
     let url = format!("http://{long}");
@@ -905,17 +873,17 @@ fn download_that_brings_nothing_is_reported_by_its_cause() {
     for (head, body, finding, shown, remedy) in [
         (format!("404 Not Found\r\n{id}"), json("RESOURCE_NOT_EXISTS", advice), "download_not_offered", advice, "PUBLIC_KEYS"),
         (format!("403 Forbidden\r\n{id}"), json("NO_AUTH", "no"), "download_not_offered", "NO_AUTH", "PUBLIC_KEYS"),
-        (format!("401 Unauthorized\r\n{id}"), json("SIGN_ERROR", "错误的签名"), "download_unauthenticated", "错误的签名", "wechat.mchid"),
+        (format!("401 Unauthorized\r\n{id}"), json("SIGN_ERROR", "错误的签名"), "download_unauthenticated", "错误的签名", "openssl x509 -noout -serial"),
         (format!("429 Too Many\r\n{id}"), json("FREQUENCY_LIMITED", "slow"), "download_refused", "slow", "redeemer check"),
         (format!("503 Unavailable\r\n{id}"), json("SYSTEM_ERROR", "later"), "download_refused", "later", "redeemer check"),
-        (format!("403 Forbidden\r\n{PROXY}"), "<html>".to_owned(), "download_other_answers", "403", "curl"),
-        (format!("200 OK\r\n{PROXY}"), "<html>".to_owned(), "download_other_answers", "not a list", "curl"),
+        (format!("403 Forbidden\r\n{PROXY}"), "<html>".to_owned(), "download_other_answers", "403", "wechat.base_url"),
+        (format!("200 OK\r\n{PROXY}"), "<html>".to_owned(), "download_other_answers", "not a list", "wechat.base_url"),
         (
             format!("200 OK\r\n{id}"),
             r#"{"data":[{"serial_no":"AB","encrypt_certificate":{"nonce":"123456789012","ciphertext":"AAAA"}}]}"#.to_owned(),
             "download_apiv3_key",
             "does not decrypt",
-            "wc -c",
+            "read -r SECRET",
         ),
     ] {
         let url = format!("http://{}", answering(&response(&head, &body)));
@@ -954,12 +922,12 @@ fn all_variables() -> Vec<String> {
     let mut variables = Vec::new();
     leaves(&include_str!("../../config.toml").parse().unwrap(), "", &mut variables);
     variables.extend([PUBLIC_KEY.to_owned(), KEY_ITSELF.to_owned(), "REDEEMER_CONFIG".to_owned()]);
-    variables.push("REDEEMER_SURPRISE__KEY".to_owned());
+    variables.extend(["REDEEMER_SURPRISE__KEY", "REDEEMER_WECHAT__PUBLIC_KEYS"].map(str::to_owned));
     variables
 }
 
 /// Every subcommand, as far as it can go where nothing answers.
-const SUBCOMMANDS: [&[&str]; 16] = [
+pub(crate) const SUBCOMMANDS: [&[&str]; 16] = [
     &["check"],
     &["check", "--json"],
     &["run"],
@@ -1224,6 +1192,34 @@ fn shell(bench: &Bench, line: &str, environment: &[(&str, &str)]) -> std::proces
     command.args(["-c", line, env!("CARGO_BIN_EXE_redeemer")]).current_dir(&bench.dir);
     command.envs(inner.get_envs().filter_map(|(name, value)| Some((name, value?)))).stdin(Stdio::null());
     run(&mut command)
+}
+
+/// The subcommands that `--help` lists behind these words, down to those that have none of their own.
+fn listed(words: &[String]) -> Vec<Vec<String>> {
+    let output = run(redeemer().args(words).arg("--help"));
+    assert_eq!(output.status.code(), Some(0), "{words:?}: {}", err(&output));
+    let help = out(&output);
+    let lines =
+        help.lines().skip_while(|line| *line != "Commands:").skip(1).take_while(|line| !line.is_empty());
+    let names: Vec<_> =
+        lines.filter_map(|line| line.split_whitespace().next()).filter(|name| *name != "help").collect();
+    match names.is_empty() {
+        true => vec![words.to_vec()],
+        false => names.into_iter().flat_map(|name| listed(&[words, &[name.to_owned()]].concat())).collect(),
+    }
+}
+
+/// The tests of everything that can be missing try whatever there is.
+#[test]
+fn every_subcommand_of_the_help_is_tried() {
+    let listed = listed(&[]);
+    assert!(listed.len() >= 10, "{listed:?}");
+    for words in listed {
+        let is_tried = SUBCOMMANDS
+            .iter()
+            .any(|tried| tried.starts_with(&words.iter().map(String::as_str).collect::<Vec<_>>()));
+        assert!(is_tried, "{words:?} is not among SUBCOMMANDS");
+    }
 }
 
 #[test]

@@ -4,16 +4,24 @@ use std::time::Duration;
 
 use super::Finding;
 use super::broker_settings::{broker_settings, making_again, of_version};
-use crate::amqp::connection::{ACCESS_REFUSED, AmqpSettings, CannotConnect};
+use super::remedies::Origin;
+use crate::amqp::connection::{ACCESS_REFUSED, AmqpSettings, CannotConnect, reply_code};
 use crate::amqp::probe::{self, Accepted, Need, Right, RightStatus, SizesUnknown};
 use crate::amqp::session::Session;
+use crate::amqp::tls::TlsProblem;
 use crate::amqp::topology::Mode;
 use crate::amqp::topology::inspect::{Difference, ObjectState, inspect};
-use crate::config::Config;
+use crate::config::{Config, MERCHANT_KEY};
 
-pub(super) async fn broker(config: &Config, mut settings: AmqpSettings, findings: &mut Vec<Finding>) {
+pub(super) async fn broker(
+    config: &Config,
+    origin: &Origin<'_>,
+    mut settings: AmqpSettings,
+    findings: &mut Vec<Finding>,
+) {
+    const WHAT: &str = "broker";
     let mode = settings.mode;
-    if let Some(finding) = unknown_host(&settings).await {
+    if let Some(finding) = unknown_host(config, origin, &settings).await {
         findings.push(finding);
         return;
     }
@@ -26,19 +34,13 @@ pub(super) async fn broker(config: &Config, mut settings: AmqpSettings, findings
     let reached = topology(&settings, mode, findings).await;
     if reached {
         // Before requests to which a broker in alarm would not respond.
-        broker_settings(config, &settings, greeted.is_none(), findings).await;
+        broker_settings(config, origin, &settings, greeted.is_none(), findings).await;
     }
     if reached && !permissions(&settings, mode, findings).await {
         // A connection would fail for the same reason, with less detail.
         return;
     }
-    connection(&settings, reached, findings).await;
-}
-
-/// Connects as the service does; each failure has its remedy.
-async fn connection(settings: &AmqpSettings, reached: bool, findings: &mut Vec<Finding>) {
-    const WHAT: &str = "broker";
-    let remedy = match confirmed_session(settings).await {
+    match confirmed_session(&settings).await {
         Ok(session) => {
             findings.push(Finding::ok(
                 WHAT,
@@ -50,40 +52,89 @@ async fn connection(settings: &AmqpSettings, reached: bool, findings: &mut Vec<F
             }
             findings.extend(message_size(settings).await);
             session.close().await;
-            return;
         }
         // Missing objects have been reported already.
-        Err(CannotConnect::Topology { .. }) if reached => return,
-        Err(fault @ CannotConnect::Tls { advice, .. }) => {
-            findings.push(Finding::fault(WHAT, fault.to_string(), advice).with_id("broker_tls"));
-            return;
-        }
+        Err(CannotConnect::Topology { .. }) if reached => {}
         Err(fault) => {
-            findings.push(Finding::fault(WHAT, fault.to_string(), "").with_id(id(&fault)));
-            match fault {
-                CannotConnect::Uri(_) => "export REDEEMER_BROKER__URI=amqp://USER:PASSWORD@HOST:5672/%2f",
-                CannotConnect::File(_) => "ls -l on the file that the key names; a key: chmod 600",
-                CannotConnect::TimedOut { .. } => {
-                    "rabbitmq-diagnostics listeners # is the address among them, and reachable from here?"
-                }
-                CannotConnect::Frames { .. } => {
-                    "echo 'frame_max = 131072' >> /etc/rabbitmq/rabbitmq.conf # there, then a restart; no less in broker.uri"
-                }
-                CannotConnect::NoConfirms { .. } => "rabbitmqctl status; free memory or disk on the broker",
-                CannotConnect::MayNotPublish { .. } => {
-                    "rabbitmqctl list_permissions; rabbitmqctl list_topic_permissions"
-                }
-                CannotConnect::Refused { .. }
-                | CannotConnect::Lost { .. }
-                | CannotConnect::Topology { .. }
-                | CannotConnect::Tls { .. } => {
-                    "rabbitmqctl status; rabbitmqctl list_permissions # and user, password and virtual host of the URI"
-                }
-            }
+            let remedy = remedy(&fault, config, origin, &settings);
+            findings.push(Finding::fault(WHAT, fault.to_string(), remedy).with_id(id(&fault)));
         }
+    }
+}
+
+/// What fixes a connection that fails.
+fn remedy(fault: &CannotConnect, config: &Config, origin: &Origin<'_>, settings: &AmqpSettings) -> String {
+    let host = || {
+        // The last one that was tried.
+        let host = settings.hosts().ok().and_then(|hosts| hosts.into_iter().next_back());
+        origin.asking_host(config, &host.map(|(host, _)| host).unwrap_or_default())
     };
-    if let Some(last) = findings.last_mut() {
-        last.remedy = Some(remedy.to_owned());
+    match fault {
+        CannotConnect::Uri(_) => origin.asking_uri(config),
+        CannotConnect::File(bad) => {
+            let remedy = bad.fault.as_ref().map(|fault| origin.remedy(&fault.remedy(MERCHANT_KEY), bad.key));
+            remedy.unwrap_or_else(|| origin.remedies(bad.key, &bad.problem))
+        }
+        CannotConnect::Tls { problem, .. } => tls_remedy(*problem, origin, host),
+        CannotConnect::TimedOut { .. } => {
+            format!("{} # or: rabbitmq-diagnostics listeners, there, and the firewall", host())
+        }
+        // The network refused, not the broker.
+        CannotConnect::Refused { source, .. } if reply_code(source).is_none() => {
+            format!("{} # or: rabbitmqctl status, there", host())
+        }
+        CannotConnect::Refused { .. } => format!(
+            "{} # user, password and virtual host; or, there: rabbitmqctl list_users; rabbitmqctl list_vhosts; \
+             rabbitmqctl list_permissions",
+            origin.asking_uri(config)
+        ),
+        CannotConnect::Frames { .. } => {
+            "echo 'frame_max = 131072' >> /etc/rabbitmq/rabbitmq.conf # there, then a restart; no less in broker.uri"
+                .to_owned()
+        }
+        CannotConnect::NoConfirms { .. } => {
+            "rabbitmq-diagnostics alarms # there; free memory or disk".to_owned()
+        }
+        CannotConnect::MayNotPublish { rejection, .. } => match rejection.code {
+            404 => "redeemer topology apply".to_owned(),
+            ACCESS_REFUSED => {
+                let mode = config.broker_settings().map_or(settings.mode, |settings| settings.mode);
+                let grant = probe::set_permissions_command(settings, mode);
+                format!("{grant}; rabbitmqctl list_topic_permissions # there")
+            }
+            _ => "rabbitmqctl status # there, and its log".to_owned(),
+        },
+        CannotConnect::Lost { .. } | CannotConnect::Topology { .. } => {
+            "rabbitmqctl status; rabbitmqctl list_permissions # there, with the user and virtual host of the URI"
+                .to_owned()
+        }
+    }
+}
+
+/// What fixes a handshake that fails. `host` gives the command that corrects the host.
+fn tls_remedy(problem: TlsProblem, origin: &Origin<'_>, host: impl Fn() -> String) -> String {
+    const OURS: &str = "broker.client_certificate_file, broker.client_key_file";
+    match problem {
+        TlsProblem::UnknownIssuer | TlsProblem::NotAccepted => {
+            origin.remedies("broker.ca_file", "the file of the CA that signed the broker's certificate")
+        }
+        TlsProblem::OtherName => format!("{} # one of the names in its certificate", host()),
+        TlsProblem::NotValidNow => {
+            "timedatectl set-ntp true # if the clock was right, the broker needs a new \
+                                    certificate: openssl x509 -noout -dates -in, there"
+                .to_owned()
+        }
+        TlsProblem::CertificateRequired | TlsProblem::EndedWithoutOurs => {
+            origin.remedies(OURS, "a certificate that a CA of the broker signed, and its key")
+        }
+        TlsProblem::OurCertificate | TlsProblem::EndedWithOurs | TlsProblem::NotAPair => {
+            origin.remedies(OURS, "a pair, signed by a CA that the broker trusts")
+        }
+        TlsProblem::OldVersion => {
+            "echo 'ssl_options.versions.1 = tlsv1.2' >> /etc/rabbitmq/rabbitmq.conf # there, then a restart"
+                .to_owned()
+        }
+        TlsProblem::NotTls | TlsProblem::Other => format!("{} # the port for amqps, usually 5671", host()),
     }
 }
 
@@ -106,7 +157,7 @@ fn id(fault: &CannotConnect) -> &'static str {
 const LOOKUP_MAX: Duration = Duration::from_secs(5);
 
 /// A finding for a node whose name cannot be resolved.
-async fn unknown_host(settings: &AmqpSettings) -> Option<Finding> {
+async fn unknown_host(config: &Config, origin: &Origin<'_>, settings: &AmqpSettings) -> Option<Finding> {
     for (host, port) in settings.hosts().ok()? {
         let resolved = tokio::time::timeout(LOOKUP_MAX, tokio::net::lookup_host((host.as_str(), port))).await;
         let problem = match resolved {
@@ -117,7 +168,7 @@ async fn unknown_host(settings: &AmqpSettings) -> Option<Finding> {
         let finding = Finding::fault(
             "broker",
             format!("the host name {host} cannot be resolved: {problem}"),
-            format!("getent hosts '{host}'; cat /etc/resolv.conf # or correct the name in broker.uri"),
+            format!("{} # or: getent hosts, and /etc/resolv.conf", origin.asking_host(config, &host)),
         );
         return Some(finding.with_id("broker_host_unknown"));
     }

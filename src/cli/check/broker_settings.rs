@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use super::remedies::setting;
+use super::remedies::Origin;
 use super::{Finding, Severity};
 use crate::amqp::connection::AmqpSettings;
 use crate::amqp::management::{self, Alarm, Management, ManagementError, Mismatch, Queue};
@@ -22,30 +22,32 @@ const CONSUMER_TIMEOUT: &str = "rabbitmqctl eval 'application:get_env(rabbit, co
 /// configured, else reported as not checked.
 pub(super) async fn broker_settings(
     config: &Config,
+    origin: &Origin<'_>,
     settings: &AmqpSettings,
     report_version: bool,
     findings: &mut Vec<Finding>,
 ) {
     let uri = config.broker.management_uri.as_str();
     if uri.is_empty() {
-        findings.push(unseen(config));
+        findings.push(unseen(config, origin));
         return;
     }
     let before = findings.len();
     let inspected = match Management::new(uri, settings) {
-        Ok(management) => inspect(&management, config, settings, report_version, findings).await,
+        Ok(management) => inspect(&management, (config, origin), settings, report_version, findings).await,
         Err(fault) => Err(fault),
     };
     if let Err(fault) = inspected {
         let remedy = match &fault {
             ManagementError::Forbidden { user, .. } => format!("rabbitmqctl set_user_tags {user} management"),
-            ManagementError::Uri(_) | ManagementError::Settings(_) => setting("broker.management_uri"),
-            ManagementError::NoResponse { .. } => {
-                "rabbitmq-plugins enable rabbitmq_management # or fix broker.management_uri".to_owned()
-            }
+            ManagementError::Uri(_) | ManagementError::Settings(_) => origin.asking("broker.management_uri"),
+            ManagementError::NoResponse { .. } => format!(
+                "{} # or, there: rabbitmq-plugins enable rabbitmq_management",
+                origin.asking("broker.management_uri")
+            ),
         };
         findings.push(Finding::fault(SETTINGS, fault.to_string(), remedy));
-        findings.push(unseen(config));
+        findings.push(unseen(config, origin));
     } else if !findings[before..].iter().any(|finding| finding.gravity == Severity::Fault) {
         let detail = "no alarm; every queue has its arguments, and no policy takes anything away (the broker's \
                       listing may be some seconds old)";
@@ -55,7 +57,7 @@ pub(super) async fn broker_settings(
 
 async fn inspect(
     management: &Management,
-    config: &Config,
+    (config, origin): (&Config, &Origin<'_>),
     settings: &AmqpSettings,
     report_version: bool,
     findings: &mut Vec<Finding>,
@@ -64,7 +66,7 @@ async fn inspect(
         findings.push(Finding::warning(
             SETTINGS,
             "broker.management_uri is not encrypted: the password goes over the network as it is",
-            format!("{} # https:// instead of http://", setting("broker.management_uri")),
+            format!("{} # https:// instead of http://", origin.asking("broker.management_uri")),
         ));
     }
     if let Some(version) = management.version().await?.filter(|_| report_version) {
@@ -144,16 +146,16 @@ fn misfit(object: &Object, name: &str, vhost: &str, queue: &Queue, mismatch: &Mi
 }
 
 /// A reminder of settings that AMQP does not show.
-fn unseen(config: &Config) -> Finding {
+fn unseen(config: &Config, origin: &Origin<'_>) -> Finding {
     let held = held(config);
     let detail = format!(
         "not visible from here without broker.management_uri: a consumer_timeout of the broker must be well over \
          {held:?}, the longest that a command is usually held; no policy may override a queue; no alarm; every binding"
     );
     let remedy = format!(
-        "{CONSUMER_TIMEOUT}; rabbitmqctl list_queues name policy effective_policy_definition; \
-         rabbitmq-diagnostics alarms; rabbitmqctl list_bindings # or: {}",
-        setting("broker.management_uri")
+        "{} # or look, there: {CONSUMER_TIMEOUT}; rabbitmqctl list_queues name policy effective_policy_definition; \
+         rabbitmq-diagnostics alarms; rabbitmqctl list_bindings",
+        origin.asking("broker.management_uri")
     );
     Finding::warning(SETTINGS, detail, remedy)
 }

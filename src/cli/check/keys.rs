@@ -5,27 +5,26 @@ use std::sync::{Arc, PoisonError};
 use jiff::{SignedDuration, Timestamp};
 use secrecy::ExposeSecret as _;
 
-use super::remedies::Origin;
+use super::remedies::{LIST_OF_FILES, MERCHANT_SERIAL, Origin, apiv3_key, merchant_serial};
 use super::{Finding, Severity, payment_api};
 use crate::app::merchant_key_from_environment;
 use crate::config::startup::{Inspected, StartFault, serial_not_held};
-use crate::config::{Config, ConfigFault, MERCHANT_KEY, PREFIX, PUBLIC_KEY_ID};
+use crate::config::{Config, ConfigFault, MERCHANT_KEY, PUBLIC_KEY_ID};
 use crate::policy::file_name::{Shown, quote};
 use crate::wechat::certificates::ApiV3Key;
 use crate::wechat::client::{CannotStart, Client, SharedKeyring};
-use crate::wechat::keys::{Keyring, KeyringFault};
+use crate::wechat::keys::{KeyFault, Keyring, KeyringFault};
 
 pub(super) fn misconfigured(fault: &ConfigFault, origin: &Origin) -> Finding {
     let ConfigFault { key, problem, id, remedy } = fault;
     // If the whole text is at fault, the name of the file replaces the key.
-    let file = origin.file.map(|file| Shown(file).to_string());
-    let (detail, remedy_command) = match (file, remedy) {
-        (_, Some(remedy)) => (format!("{key}: {problem}"), origin.remedy(remedy, key)),
-        (Some(file), None) if file == *key => {
-            (format!("{key}: {problem}"), format!("ls -l {0}; ${{EDITOR:-vi}} {0}", quote(key)))
-        }
-        (None, None) if key.is_empty() => (problem.clone(), format!("env | grep -o '^{PREFIX}[^=]*'")),
-        _ => (format!("{key}: {problem}"), origin.remedies(key, problem)),
+    let file = origin.file.map(|file| Shown(file).to_string()).unwrap_or_default();
+    let detail = if key.is_empty() { problem.clone() } else { format!("{key}: {problem}") };
+    let remedy_command = match remedy {
+        Some(remedy) => origin.remedy(remedy, key),
+        None if file == *key => origin.correcting_file(id),
+        None if key == MERCHANT_SERIAL => merchant_serial(origin),
+        None => origin.remedies(key, problem),
     };
     Finding::fault("configuration", detail, remedy_command).with_id(id.clone())
 }
@@ -42,10 +41,10 @@ fn start_fault(fault: &StartFault, config: &Config, origin: &Origin) -> Finding 
                 _ => "keys",
             };
             let finding = misconfigured(fault, origin);
+            let wechat = &config.wechat;
             let remedy_command = match (fault.id.as_str(), fault.key.as_str()) {
-                ("apiv3_key_length", _) => {
-                    Some(format!("wc -c {} # 32 characters", quote(&config.wechat.apiv3_key_file)))
-                }
+                ("apiv3_key_length", _) => Some(apiv3_key(config)),
+                ("broker_uri", _) => Some(origin.asking_uri(config)),
                 ("token_too_short", _) => {
                     let file = quote(&config.admin.console_token_file);
                     Some(format!("openssl rand -hex 32 > {file} # its owner and its mode stay"))
@@ -53,6 +52,11 @@ fn start_fault(fault: &StartFault, config: &Config, origin: &Origin) -> Finding 
                 ("serial_not_held", _) => {
                     Some(origin.removing(&fault.key, "a key that is held is asked for"))
                 }
+                // With a certificate the serial need not be known.
+                (_, MERCHANT_SERIAL) if !wechat.merchant_certificate_file.is_empty() => {
+                    Some(origin.removing(&fault.key, "it is read from wechat.merchant_certificate_file"))
+                }
+                (_, MERCHANT_SERIAL) => Some(merchant_serial(origin)),
                 _ => None,
             };
             Finding { what, remedy: remedy_command.or(finding.remedy), ..finding }
@@ -97,7 +101,14 @@ pub(super) fn keys(config: &Config, origin: &Origin, inspected: &Inspected, find
         findings.push(merchant_certificate(config, until, now, month));
     }
     for fault in &keyring.left_out {
-        let remedy = origin.remedies("wechat.platform_certificates", "take it out");
+        let how = "the next certificate, which the merchant platform has for download";
+        let remedy = match fault {
+            // An empty list says more than one file less.
+            KeyFault::NotValidNow { what, .. } if keyring.public.iter().next().is_some() => {
+                format!("{} # it is of no use", origin.exchanging(LIST_OF_FILES, what, None))
+            }
+            _ => origin.remedies(LIST_OF_FILES, how),
+        };
         findings.push(Finding::warning("keys", fault.to_string(), remedy).with_id(fault.id()));
     }
     for (serial, key) in keyring.public.iter() {

@@ -5,16 +5,15 @@
 
 use jiff::{SignedDuration, Timestamp};
 
-use super::remedies::{Origin, setting};
+use super::remedies::{Origin, apiv3_key, merchant_serial};
 use super::{Finding, Severity};
-use crate::config::{Config, MERCHANT_KEY};
+use crate::config::{Config, PUBLIC_KEY_ID, PUBLIC_KEYS};
 use crate::domain::evidence::Operation;
 use crate::domain::redemption::{
     Appid, AssociatedOrder, BrandId, CouponCode, Openid, OrderNo, OrderNumbers, ProductCouponId, Redemption,
     RequestNo, StockId, Unfit, UseTime,
 };
 use crate::policy::classify::{Authenticity, CallResult, Response, SignatureFlaw, Verdict, classify};
-use crate::policy::file_name::quote;
 use crate::policy::host_choice::Host;
 use crate::telemetry::untrusted::Untrusted;
 use crate::wechat::certificates::NoCertificates;
@@ -116,7 +115,7 @@ impl At<'_> {
     fn no_response_finding(&self, outcome: &CallOutcome) -> Finding {
         let why = outcome.error.as_deref().unwrap_or("no complete response");
         let detail = format!("{} does not respond: {why}", outcome.host_name);
-        let remedy = format!("{} # then name resolution, the firewall and the proxy", self.describe_host());
+        let remedy = reaching(self.config, self.origin, self.is_backup);
         let gravity = if self.is_backup { Severity::Warning } else { Severity::Fault };
         Finding::new(WHAT, gravity, detail, Some(remedy)).with_id("payment_api_unreachable")
     }
@@ -128,20 +127,14 @@ impl At<'_> {
         if response.authenticity != Authenticity::Verified && !is_its_own {
             return self.name_responder(outcome, response);
         }
-        let file = self.config.wechat.merchant_key_file.as_str();
-        let key = match file {
-            "" => format!("<<< \"${MERCHANT_KEY}\""),
-            file => format!("-in {}", quote(file)),
+        let is_skewed =
+            |skew: SignedDuration| skew.abs() >= SignedDuration::from_secs(CLOCK_TOLERANCE_SECONDS);
+        let remedy = match outcome.clock_skew.is_some_and(is_skewed) {
+            true => "timedatectl set-ntp true".to_owned(),
+            false => unauthenticated(self.config, self.origin),
         };
-        Finding::fault(
-            WHAT,
-            format!("{host} rejects our signature (401):{}", provider_words(response)),
-            format!(
-                "timedatectl status; openssl pkey -pubout {key} # against the certificate, wechat.merchant_serial and \
-                 wechat.mchid on the merchant platform"
-            ),
-        )
-        .with_id("payment_api_unauthenticated")
+        let detail = format!("{host} rejects our signature (401):{}", provider_words(response));
+        Finding::fault(WHAT, detail, remedy).with_id("payment_api_unauthenticated")
     }
 
     fn verified_finding(&self, outcome: &CallOutcome, response: &Response, verdict: &Verdict) -> Finding {
@@ -173,10 +166,7 @@ impl At<'_> {
             _ if outcome.detail.as_ref().is_some_and(|detail| detail.is_about_our_headers()) => Finding::fault(
                 WHAT,
                 format!("{signed}: it rejects a header that every call has"),
-                self.origin.remedies(
-                    "wechat.verification_serial",
-                    "the id of a key that the merchant platform shows; and the names of wechat.public_keys likewise",
-                ),
+                renaming_requested_key(self.config, self.origin, None),
             )
             .with_id("payment_api_rejects_headers"),
             // The queried coupon is made up, so a rejection of openid, appid or ids is expected.
@@ -216,13 +206,15 @@ impl At<'_> {
             .with_id(format!("payment_api_signature_{}", flaw.as_str()));
         }
         let serial = outcome.unverified.as_ref().and_then(|seen| seen.shown_serial()).unwrap_or_default();
+        let named = self.config.wechat.public_keys.keys().map(String::as_str).collect::<Vec<_>>().join(", ");
+        let configured = if named.is_empty() { String::new() } else { format!("; configured: {named}") };
         Finding::fault(
             WHAT,
-            format!("{host} signs with a key that is not held: {serial}"),
             format!(
-                "{} # the serial of a key that is held; or add the key of this serial to wechat.public_keys",
-                setting("wechat.verification_serial")
+                "{host} responded with {status}{}, signed by a key that is not held: {serial}{configured}",
+                provider_words(response)
             ),
+            renaming_requested_key(self.config, self.origin, Some(&serial)),
         )
         .with_id("payment_api_serial_not_held")
     }
@@ -249,9 +241,9 @@ impl At<'_> {
             WHAT,
             format!("{host} responded with {status}{}, unsigned: not a response of WeChat Pay ({seen})", provider_words(response)),
             format!(
-                "{} # a proxy, a firewall or a captive portal responds in its place, or strips headers; or the base \
-                 URL leads elsewhere",
-                self.describe_host()
+                "{} # a proxy, a firewall or a captive portal responds in its place, or strips headers; or the base URL \
+                 leads elsewhere",
+                reaching_command(self.config, self.origin, self.is_backup)
             ),
         )
         .with_id("payment_api_other_answers")
@@ -264,43 +256,94 @@ pub(super) fn download_remedy(
     config: &Config,
     origin: &Origin<'_>,
 ) -> (&'static str, String) {
-    let reaching = format!("curl -sSI {}/v3/certificates", config.wechat.base_url.trim_end_matches('/'));
+    let reached = || reaching_command(config, origin, false);
     match fault {
-        NoCertificates::NoResponse(_) => {
-            ("download_unreachable", format!("{reaching} # then name resolution, the firewall and the proxy"))
-        }
+        NoCertificates::NoResponse(_) => ("download_unreachable", reaching(config, origin, false)),
         NoCertificates::Refused { has_request_id: false, .. } | NoCertificates::Unreadable => (
             "download_other_answers",
-            format!("{reaching} # does a proxy respond in its place, or does the base URL lead elsewhere?"),
+            format!(
+                "{} # does a proxy respond in its place, or does the base URL lead elsewhere?",
+                reached()
+            ),
         ),
-        NoCertificates::Refused { status: 401, .. } => (
-            "download_unauthenticated",
-            "timedatectl status # then wechat.mchid, wechat.merchant_serial and the merchant key, which must belong \
-             together"
-                .to_owned(),
-        ),
+        NoCertificates::Refused { status: 401, .. } => {
+            ("download_unauthenticated", unauthenticated(config, origin))
+        }
         NoCertificates::Refused { status: 404 | 403, .. } => (
             "download_not_offered",
-            origin.remedies(
-                "wechat.public_keys",
-                "this merchant has no platform certificates: name the public key that the merchant platform has for \
-                 download, under its id, and leave wechat.apiv3_key_file out",
-            ),
-        ),
-        NoCertificates::Refused { .. } => {
-            ("download_refused", "redeemer check # again in a minute; the response gives the reason".to_owned())
-        }
-        NoCertificates::Undecryptable(_) => (
-            "download_apiv3_key",
             format!(
-                "wc -c {} # 32 characters, the same as set on the merchant platform: API security, APIv3 key",
-                quote(&config.wechat.apiv3_key_file)
+                "{}; {} # this merchant has no platform certificates: the merchant platform has the public key for \
+                 download, and shows its id",
+                origin.leaving_out("wechat.apiv3_key_file"),
+                origin.adding_public_key()
             ),
         ),
+        NoCertificates::Refused { .. } => (
+            "download_refused",
+            "redeemer check # again in a minute; the response gives the reason".to_owned(),
+        ),
+        NoCertificates::Undecryptable(_) => ("download_apiv3_key", apiv3_key(config)),
         NoCertificates::Key(_) | NoCertificates::OtherSerial(_) | NoCertificates::Unverified(_) => (
             "download_unverified",
-            format!("date; {reaching} # the clock, and whether another party responds in its place"),
+            format!("date; {} # the clock, and whether another party responds in its place", reached()),
         ),
+    }
+}
+
+/// The remedy for a host that cannot be reached. If its name is the usual one, the cause is outside of the configuration.
+fn reaching(config: &Config, origin: &Origin<'_>, is_backup: bool) -> String {
+    format!(
+        "{} # then name resolution, the firewall and the proxy",
+        reaching_command(config, origin, is_backup)
+    )
+}
+
+fn reaching_command(config: &Config, origin: &Origin<'_>, is_backup: bool) -> String {
+    let (usual, wechat) = (Config::default().wechat, &config.wechat);
+    let (key, url, usual) = match is_backup {
+        true => ("wechat.backup_base_url", &wechat.backup_base_url, usual.backup_base_url),
+        false => ("wechat.base_url", &wechat.base_url, usual.base_url),
+    };
+    match *url == usual {
+        true => format!("curl -sSI {}/v3/certificates", url.trim_end_matches('/')),
+        false => origin.asking(key),
+    }
+}
+
+/// The remedy for a rejected signature if the clock is right.
+fn unauthenticated(config: &Config, origin: &Origin<'_>) -> String {
+    match config.wechat.merchant_certificate_file.as_str() {
+        "" => merchant_serial(origin),
+        // The certificate has the serial, and belongs to the key.
+        _ => origin.remedies(
+            "wechat.mchid",
+            "as the merchant platform shows it, where the certificate must be in force, too",
+        ),
+    }
+}
+
+/// The remedy for the id of the key that responses should be signed with, if the provider does not know it, or signs with
+/// another one.
+fn renaming_requested_key(config: &Config, origin: &Origin<'_>, signed_by: Option<&str>) -> String {
+    const COMPARE: &str = "compare it with the merchant platform first: API security, WeChat Pay public key";
+    let wechat = &config.wechat;
+    let is_named = |id: &&String| wechat.verification_serial.is_empty() || **id == wechat.verification_serial;
+    // If no serial is configured, the last one is requested.
+    let requested = wechat.public_keys.keys().rfind(is_named);
+    let new = signed_by.filter(|serial| serial.starts_with(PUBLIC_KEY_ID));
+    let rename = requested.map(|id| origin.renaming_public_key(id, new));
+    match (rename, signed_by) {
+        (Some(rename), _) if wechat.verification_serial.is_empty() => format!("{rename} # {COMPARE}"),
+        (Some(rename), _) => {
+            format!("{rename}; {} # {COMPARE}", origin.leaving_out("wechat.verification_serial"))
+        }
+        (None, Some(serial)) if !serial.starts_with(PUBLIC_KEY_ID) => {
+            let how =
+                format!("the platform certificate {serial}, which the merchant platform has for download");
+            origin.remedies("wechat.platform_certificates", &how)
+        }
+        (None, Some(_)) => format!("{} # {COMPARE}", origin.adding_public_key()),
+        (None, None) => origin.removing("wechat.verification_serial", &format!("{PUBLIC_KEYS}: {COMPARE}")),
     }
 }
 

@@ -6,6 +6,7 @@ use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 
 use super::Finding;
+use super::remedies::{LIST_OF_FILES, Origin};
 use crate::config::Config;
 use crate::policy::file_name::{Shown, quote};
 use crate::wechat::secret_file::{Reader, SERVICE_GROUP, ids_of};
@@ -44,28 +45,27 @@ fn closed_folder(user: (u32, u32), path: &Path) -> Option<PathBuf> {
 }
 
 /// A warning for each file that the configuration names, and for its own `file`, that is hidden from the service, if this is root.
-pub(super) fn hidden_files(config: &Config, file: Option<&Path>, findings: &mut Vec<Finding>) {
+pub(super) fn hidden_files(
+    config: &Config,
+    origin: &Origin<'_>,
+    file: Option<&Path>,
+    findings: &mut Vec<Finding>,
+) {
     let user = fs::read_to_string("/etc/passwd").ok().and_then(|passwd| service_user(&passwd));
     let Some(user) = user.filter(|_| Reader::current().uid == 0) else { return };
-    let wechat = &config.wechat;
-    let named = [
-        &wechat.merchant_key_file,
-        &wechat.merchant_certificate_file,
-        &wechat.apiv3_key_file,
-        &config.broker.uri_file,
-        &config.broker.ca_file,
-        &config.broker.client_certificate_file,
-        &config.broker.client_key_file,
-        &config.admin.console_token_file,
-    ];
-    let named = named.into_iter().filter(|name| !name.is_empty()).map(PathBuf::from);
-    let keys = wechat.public_keys.values().chain(&wechat.platform_certificates).cloned();
-    for path in named.chain(keys).chain(file.map(Path::to_path_buf)) {
+    let named = config.file_names().into_iter().map(|(key, name)| (Some(key), PathBuf::from(name)));
+    for (key, path) in named.chain(file.map(|file| (None, file.to_path_buf()))) {
         // A file that root cannot find either is another finding.
         let Ok(found) = fs::metadata(&path) else { continue };
         if let Some(folder) = closed_folder(user, &path) {
             // One folder hides all that is in it, and one command opens it.
-            let finding = behind(&folder, &path);
+            let finding = behind(&folder, &path, |there| match key.as_deref() {
+                Some(LIST_OF_FILES) => {
+                    origin.exchanging(LIST_OF_FILES, &Shown(&path).to_string(), Some(there))
+                }
+                Some(key) => origin.setting(key, there),
+                None => format!("export REDEEMER_CONFIG={}", quote(there)),
+            });
             if findings.iter().all(|other| other.remedy != finding.remedy) {
                 findings.push(finding);
             }
@@ -76,17 +76,19 @@ pub(super) fn hidden_files(config: &Config, file: Option<&Path>, findings: &mut 
 }
 
 /// A file in a folder that the service may not enter. A home directory stays closed, so the file is moved instead.
-fn behind(folder: &Path, path: &Path) -> Finding {
+fn behind(folder: &Path, path: &Path, naming: impl Fn(&str) -> String) -> Finding {
     let (shown, file) = (Shown(folder).to_string(), Shown(path).to_string());
     let detail = format!(
         "{file}: its folder {shown} can be entered by root and not by the user {SERVICE_GROUP} of the service"
     );
     let is_home = ["/root", "/home"].iter().any(|home| folder.starts_with(home));
     let remedy = match is_home || path.parent() != Some(folder) {
-        true => format!(
-            "install -D -o root -g {SERVICE_GROUP} -m 640 -t /etc/redeemer {} # and name the file there",
-            quote(&file)
-        ),
+        true => {
+            let name = path.file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default();
+            let there = format!("/etc/redeemer/{name}");
+            let install = format!("install -D -o root -g {SERVICE_GROUP} -m 640 {}", quote(&file));
+            format!("{install} {} && {}", quote(&there), naming(&there))
+        }
         false => format!("chown :{SERVICE_GROUP} {0}; chmod g+x {0}", quote(&shown)),
     };
     Finding::warning("keys", detail, remedy).with_id("key_hidden_from_service")
@@ -153,7 +155,9 @@ mod tests {
             set(&closed, mode);
             assert_eq!(closed_folder(user, &closed.join("key.pem")), None, "{mode:o}");
         }
-        let remedy = |folder: &str, file: &str| behind(Path::new(folder), Path::new(file)).remedy.unwrap();
+        let remedy = |folder: &str, file: &str| {
+            behind(Path::new(folder), Path::new(file), |there| format!("name {there}")).remedy.unwrap()
+        };
         assert!(
             remedy("/etc/redeemer", "/etc/redeemer/key.pem")
                 .starts_with("chown :redeemer /etc/redeemer; chmod g+x")
@@ -161,7 +165,11 @@ mod tests {
         for (folder, file) in
             [("/root", "/root/key.pem"), ("/home/lin", "/home/lin/keys/key.pem"), ("/srv", "/srv/a/b.pem")]
         {
-            assert!(remedy(folder, file).starts_with("install -D -o root -g redeemer -m 640"), "{folder}");
+            let name = Path::new(file).file_name().unwrap().to_string_lossy();
+            let expected = format!(
+                "install -D -o root -g redeemer -m 640 {file} /etc/redeemer/{name} && name /etc/redeemer/{name}"
+            );
+            assert_eq!(remedy(folder, file), expected);
         }
         fs::remove_dir_all(base).unwrap();
     }
