@@ -122,6 +122,21 @@ proptest! {
         prop_assert_eq!(calls.circuit.state(), State::Closed);
     }
 
+    /// Load ends while a few coupons still fail, or comes back one by one.
+    #[test]
+    fn retries_that_fail_again_do_not_open_it(seed: u64, retries in 1..60_u32, failure in prop::sample::select(TROUBLES.to_vec())) {
+        let mut calls = Calls::new(300, seed);
+        prop_assert_eq!(calls.make(3_000, fails(0.1, failure)), None);
+        calls.apart = Duration::from_secs(1) / retries;
+        for _ in 0..5 * retries {
+            calls.now += calls.apart;
+            let grant = calls.circuit.try_pass(calls.now);
+            prop_assert!(grant.is_some());
+            calls.circuit.record_repeated_failure(grant.unwrap(), Operation::Redeem, failure, calls.now);
+        }
+        prop_assert_eq!(calls.circuit.state(), State::Closed);
+    }
+
     #[test]
     fn a_blip_does_not_open_it(seed: u64, millis in 1..400_u64) {
         let mut calls = Calls::new(500, seed);

@@ -1,6 +1,9 @@
 //! The circuit breaker: whether calls may be made, by the results of recent calls. It opens while the provider fails or a
 //! fault of our own concerns every call, probes with one call, then closes by slow start.
 //!
+//! A command that fails again and again shows little about the provider: while no other command comes, the retries of a few
+//! would be nothing but failures. So a closed circuit ignores the failures of a command after its first one.
+//!
 //! A provider that fails with every third call is still worth calling. So results are counted over seconds, not over the
 //! last few calls: at 500 a second twenty calls are 40 ms.
 //!
@@ -311,9 +314,34 @@ impl Circuit {
     /// Records the result of a call. A success granted in an earlier epoch may belong to a replaced key, and its failure to
     /// an outage that is over; only a suspension is recorded.
     pub fn record_call(&mut self, grant: Grant, operation: Operation, signal: CallSignal, now: Duration) {
+        self.record(grant, operation, signal, false, now);
+    }
+
+    /// The same for a failure of a command that had failed before.
+    pub fn record_repeated_failure(
+        &mut self,
+        grant: Grant,
+        operation: Operation,
+        failure: FailureKind,
+        now: Duration,
+    ) {
+        self.record(grant, operation, CallSignal::Failing(failure), true, now);
+    }
+
+    fn record(
+        &mut self,
+        grant: Grant,
+        operation: Operation,
+        signal: CallSignal,
+        is_repeated: bool,
+        now: Duration,
+    ) {
         if grant.epoch == self.epoch {
             self.release(grant);
-            self.record_result(grant.kind, operation, signal, now);
+            // During slow start only a few calls are made, most of them about commands that have failed before.
+            if !is_repeated || self.state != State::Closed || self.slow_start.is_some() {
+                self.record_result(grant.kind, operation, signal, now);
+            }
         } else if let (State::Open { .. }, CallSignal::Suspended(fault)) = (self.state, signal) {
             self.open(CircuitCause::Suspended(fault), now);
         }

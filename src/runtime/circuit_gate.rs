@@ -154,12 +154,27 @@ impl CallPermit {
     }
 
     /// Reports the result of the call, and its response if that suspends calls.
-    pub fn report(mut self, operation: Operation, signal: CallSignal, suspended_by: Option<SuspendedBy>) {
+    pub fn report(self, operation: Operation, signal: CallSignal, suspended_by: Option<SuspendedBy>) {
+        self.change_by(suspended_by, |circuit, grant, now| {
+            circuit.record_call(grant, operation, signal, now)
+        });
+    }
+
+    /// Reports the failure of a call about a command whose last call had failed, too.
+    pub fn report_repeated(self, operation: Operation, failure: FailureKind) {
+        self.change_by(None, |circuit, grant, now| {
+            circuit.record_repeated_failure(grant, operation, failure, now);
+        });
+    }
+
+    fn change_by(
+        mut self,
+        suspended_by: Option<SuspendedBy>,
+        change: impl FnOnce(&mut Circuit, Grant, Duration),
+    ) {
         if let Some(circuit_gate) = self.circuit_gate.take() {
             let now = circuit_gate.now();
-            circuit_gate.change_by(suspended_by, |circuit| {
-                circuit.record_call(self.grant, operation, signal, now);
-            });
+            circuit_gate.change_by(suspended_by, |circuit| change(circuit, self.grant, now));
         }
     }
 }

@@ -70,7 +70,7 @@ async fn sweep_all(context: &WorkerContext, settings: &AmqpSettings, cancel: &Ca
     };
     let publisher = &letters.publisher();
     // Permits of their own: while the broker does not accept events, commands may hold all others.
-    let permits = Permits::new(AT_ONCE.into());
+    let permits = Permits::new(AT_ONCE.into(), AT_ONCE.into());
     let mut ramp = PrefetchRamp::new(AT_ONCE);
     let mut in_hand = FuturesUnordered::new();
     let (mut count, mut failure) = (0, None);

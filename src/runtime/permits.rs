@@ -1,9 +1,10 @@
 //! How many commands are processed at once. A command that only waits releases its permit meanwhile: after the broker
 //! returns, everything in hand is redelivered and may wait for the query delay, and commands that could end at once must
-//! not wait behind them.
+//! not wait behind them. But each one that waits fills the prefetch, so only some wait here; the others wait in a delay
+//! queue.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU16, Ordering};
+use std::sync::atomic::{AtomicU16, AtomicUsize, Ordering};
 use std::time::Duration;
 
 use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore};
@@ -17,6 +18,8 @@ pub struct Permits {
     given_up: Arc<Notify>,
     /// Trusted commands that have released their permit for the first time.
     through: Arc<AtomicU16>,
+    waiting: Arc<AtomicUsize>,
+    waiting_max: usize,
 }
 
 /// A permit, held until it is dropped.
@@ -30,9 +33,17 @@ pub struct Permit {
 }
 
 impl Permits {
-    /// `all` permits.
-    pub fn new(all: usize) -> Self {
-        Self { all, free: Arc::new(Semaphore::new(all)), given_up: Arc::default(), through: Arc::default() }
+    /// `all` permits, of an instance that holds `prefetch` commands at most.
+    pub fn new(all: usize, prefetch: usize) -> Self {
+        Self {
+            all,
+            free: Arc::new(Semaphore::new(all)),
+            given_up: Arc::default(),
+            through: Arc::default(),
+            waiting: Arc::default(),
+            // At least half of the prefetch is for commands that can be worked on.
+            waiting_max: prefetch.saturating_sub(all).max(prefetch / 2).max(1),
+        }
     }
 
     /// A free permit, unless all are in use or promised to a command that comes back from a wait.
@@ -68,6 +79,11 @@ impl Permit {
         self.trusted = true;
     }
 
+    /// Whether this command may wait here: if too many do, the prefetch is full of them, and others are not delivered.
+    pub fn has_room_to_wait(&self) -> bool {
+        self.permits.waiting.load(Ordering::Relaxed) < self.permits.waiting_max
+    }
+
     /// Waits without the permit, then for a permit again. If it is dropped meanwhile it holds none.
     pub async fn release_while(&mut self, wait: Duration) {
         if wait.is_zero() {
@@ -79,9 +95,27 @@ impl Permit {
         if self.permit.take().is_some() {
             self.permits.given_up.notify_one();
         }
+        let waiting = Waiting::start(&self.permits.waiting);
         sleep(wait).await;
+        drop(waiting);
         // The semaphore is never closed.
         self.permit = self.permits.free.clone().acquire_owned().await.ok();
+    }
+}
+
+/// A command that waits without a permit, until it is dropped.
+struct Waiting<'a>(&'a AtomicUsize);
+
+impl<'a> Waiting<'a> {
+    fn start(waiting: &'a AtomicUsize) -> Self {
+        waiting.fetch_add(1, Ordering::Relaxed);
+        Self(waiting)
+    }
+}
+
+impl Drop for Waiting<'_> {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::Relaxed);
     }
 }
 
@@ -90,8 +124,30 @@ mod tests {
     use super::*;
 
     #[tokio::test(start_paused = true)]
+    async fn half_of_the_prefetch_is_left_to_commands_that_do_not_wait() {
+        for (all, prefetch, waiting_max) in
+            [(100, 200, 100), (100, 8, 4), (10, 200, 190), (1, 1, 1), (100, 1, 1)]
+        {
+            let permits = Permits::new(all, prefetch);
+            let mut waiters = Vec::new();
+            for nth in 0..waiting_max {
+                assert!(permits.none().has_room_to_wait(), "{nth} of {waiting_max}");
+                let mut permit = permits.none();
+                waiters.push(tokio::spawn(async move { permit.release_while(Duration::from_secs(1)).await }));
+                tokio::task::yield_now().await;
+            }
+            assert!(!permits.none().has_room_to_wait(), "{waiting_max} wait");
+            for waiter in waiters {
+                waiter.abort();
+                assert!(waiter.await.unwrap_err().is_cancelled());
+            }
+            assert!(permits.none().has_room_to_wait(), "none waits");
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
     async fn who_rests_lets_another_work_and_goes_first_when_it_is_back() {
-        let permits = Permits::new(1);
+        let permits = Permits::new(1, 2);
         let mut first = permits.acquire().unwrap();
         assert!(permits.acquire().is_none());
         let resting = tokio::spawn(async move {
@@ -112,7 +168,7 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn a_rest_that_is_cut_short_holds_nothing() {
-        let permits = Permits::new(1);
+        let permits = Permits::new(1, 2);
         let mut permit = permits.acquire().unwrap();
         let rest =
             tokio::time::timeout(Duration::from_secs(1), permit.release_while(Duration::from_secs(2))).await;

@@ -97,7 +97,7 @@ impl Service {
             restoring: None,
             idle_since: None,
             holding_since: None,
-            permits: Permits::new(config.concurrency.commands),
+            permits: Permits::new(config.concurrency.commands, config.broker.prefetch.into()),
             prefetch: config.broker.prefetch,
             ramp: PrefetchRamp::new(config.broker.prefetch),
             received_in_session: 0,

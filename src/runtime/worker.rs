@@ -206,6 +206,7 @@ async fn process(
         delivery,
         carried,
         last_call_failed: false,
+        failed_before: false,
         failed_at: None,
         calls_held_back,
         called: false,

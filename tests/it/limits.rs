@@ -10,6 +10,7 @@ use crate::bed::{Bed, command, until};
 use crate::broker;
 use crate::programs::{Programs, err, out, run};
 use jiff::Timestamp;
+use redeemer::config::Span;
 use serde_json::{Value, json};
 
 /// The program itself, on the configuration of a bed, with its log in a file.
@@ -329,4 +330,29 @@ fn proxy_of_the_environment_is_not_used() {
         matches!(&connected, Err(error) if error.kind() == std::io::ErrorKind::WouldBlock),
         "{connected:?}"
     );
+}
+
+/// A command that waits for its query takes a place in the prefetch.
+#[tokio::test(flavor = "multi_thread")]
+async fn waiting_commands_leave_half_the_prefetch_to_others() {
+    let mut bed = Bed::new().await;
+    bed.config.broker.prefetch = 8;
+    bed.config.concurrency.commands = 8;
+    // No query is made while the test runs.
+    bed.config.retry.query_delay = Span(Duration::from_secs(60));
+    bed.config.retry.in_process_max = Span(Duration::from_secs(120));
+    bed.faults(json!([
+        {"coupon_prefix": "FAIL", "operation": "use", "fault": {"kind": "status", "status": 500}},
+    ]));
+    for code in (0..12).map(|nth| format!("FAIL{nth}")).chain(["GOOD".to_owned()]) {
+        bed.issue(&code, json!({}));
+        bed.publish(&command(&code, &format!("USE_{code}"))).await;
+    }
+    let service = bed.start_unready().await;
+    let reported = bed.next_event().await;
+    assert_eq!(reported.gist(), "redeemed - USED");
+    assert_eq!(reported.event["subject"], "GOOD");
+    let delayed = r#"redeemer_delayed_retries_total{queue="10s",reason="unresolved"}"#;
+    until("the others delayed", async || service.metric(delayed).await >= 8.0).await;
+    service.stop().await;
 }

@@ -37,6 +37,8 @@ pub(super) struct CommandJob<'a> {
     pub(super) carried: Restored,
     /// Whether the last call failed on the provider's side or on the network.
     pub(super) last_call_failed: bool,
+    /// Whether any call in this delivery failed so: the next failure shows more about the coupon than about the provider.
+    pub(super) failed_before: bool,
     /// The host that the network did not reach in the last call.
     pub(super) failed_at: Option<Host>,
     /// Whether calls are held back for long: it makes the call that is possible now, or none.
@@ -71,7 +73,7 @@ impl CommandJob<'_> {
         let mut step = self.carried.progress.start(limits, Timestamp::now());
         loop {
             step = match step {
-                Step::Send { after, operation } => match self.step_around_load() {
+                Step::Send { after, operation } => match self.step_around_load(after) {
                     Some(delayed) => delayed,
                     None => match self.call(after, operation, cancel).await {
                         Called::Step(step) => step,
@@ -97,12 +99,20 @@ impl CommandJob<'_> {
         }
     }
 
-    /// The step to a delay queue if a retry would cost commands that nothing is wrong with: the circuit is not closed,
-    /// the retry budget is spent, or first attempts wait for the rate limit.
-    fn step_around_load(&mut self) -> Option<Step> {
+    /// The step to a delay queue if a retry would cost commands that nothing is wrong with: too many wait in the prefetch,
+    /// the circuit is not closed, the retry budget is spent, or first attempts wait for the rate limit.
+    fn step_around_load(&mut self, after: Duration) -> Option<Step> {
         // Only trouble counts as a retry: what a redelivery or a rejection queries in addition does not.
         let is_retry = std::mem::take(&mut self.last_call_failed);
         let (limits, context) = (self.limits, self.context);
+        // A dead letter waits among its own, which are few.
+        if !after.is_zero()
+            && !self.carried.progress.is_query_only()
+            && !self.permit.has_room_to_wait()
+            && let Some(delayed) = self.carried.progress.delay_unaged(limits)
+        {
+            return Some(delayed);
+        }
         // While the circuit is not closed, another command finds out whether calls succeed again: one that only fails
         // itself must not keep the circuit open for all.
         if is_retry
@@ -244,7 +254,13 @@ impl CommandJob<'_> {
         // A circuit that opens is reported with the response that opened it.
         self.record_class(&outcome, signal, asked_at);
         let suspended_by = matches!(verdict, Verdict::Suspended(_)).then(|| suspended_by(&outcome));
-        call_permit.report(operation, signal, suspended_by);
+        match signal {
+            CallSignal::Failing(failure) if self.failed_before => {
+                call_permit.report_repeated(operation, failure);
+            }
+            signal => call_permit.report(operation, signal, suspended_by),
+        }
+        self.failed_before |= matches!(signal, CallSignal::Failing(_));
         self.failed_at = outcome.failed_at();
         self.last_call_failed =
             matches!(verdict, Verdict::NotAccepted(_) | Verdict::NotSent | Verdict::Unknown(_));
