@@ -90,14 +90,16 @@ bench-parts: ## measure each part of a command's way by itself
 	cargo bench --locked --features measure --bench parts
 
 .PHONY: bench-goodput
-bench-goodput: ## how fast commands with nothing wrong are settled while others are in trouble; needs a quiet machine for 15 minutes (GOODPUT_SECONDS=, GOODPUT_RATE=, GOODPUT_LIMIT=, GOODPUT_KINDS=)
+bench-goodput: ## how fast commands with nothing wrong are settled while others are in trouble, beside the peers; writes docs/performance/goodput.md; needs a quiet machine for 45 minutes (GOODPUT_SECONDS=, GOODPUT_ROUNDS=, GOODPUT_RATE=, GOODPUT_LIMIT=, GOODPUT_KINDS=)
 	deploy/local/install rabbitmq-server
+	benches/peers/prepare $(PEERS)
+	GOODPUT_PEERS=$$(realpath $(PEERS)) GOODPUT_REPORT=$(CURDIR)/docs/performance \
 	cargo bench --locked --features measure --bench goodput
 
 .PHONY: bench-recovery
-bench-recovery: ## how fast the full rate is back after a stricter provider, an outage and a restart of the broker; needs a quiet machine for 6 minutes (RECOVERY_OUTAGE=)
+bench-recovery: ## how fast the full rate is back after a stricter provider, an outage and a restart of the broker; writes docs/performance/recovery.md; needs a quiet machine for 6 minutes (RECOVERY_OUTAGE=)
 	deploy/local/install rabbitmq-server
-	cargo bench --locked --features measure --bench recovery
+	RECOVERY_REPORT=$(CURDIR)/docs/performance cargo bench --locked --features measure --bench recovery
 
 .PHONY: bench-guard
 bench-guard: ## fail where a command costs too many times its cryptography (BENCH_GUARD_RATIO=)

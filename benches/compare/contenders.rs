@@ -6,6 +6,7 @@ use std::process::{Command, Stdio};
 use anyhow::{Result, ensure};
 
 use crate::bed::{Bed, Names, ReceivedEvent};
+use crate::peer::{self, PeerSettings, is_ready, why_absent};
 use crate::process::Process;
 
 /// A contender, running.
@@ -65,25 +66,8 @@ impl Contender {
         ensure!(is_ready(peers, peer), "{}", why_absent(peers, peer));
         let settings = Settings { in_flight, calls_per_second: UNLIMITED };
         let (names, reported) = establish(bed, name, settings).await?;
-        let dir = peers.join(peer);
-        let mut command = match peer.split('-').next() {
-            Some("python") => {
-                let mut command = Command::new(dir.join("venv/bin/python"));
-                command.arg("main.py");
-                command
-            }
-            Some("java") => {
-                let mut command = Command::new("java");
-                command.args(["-cp", "classes:/usr/share/java/amqp-client.jar:/usr/share/java/slf4j-api.jar:/usr/share/java/slf4j-nop.jar", "Peer"]);
-                command
-            }
-            _ => {
-                let mut command = Command::new("node");
-                command.arg("index.js");
-                command
-            }
-        };
-        environment(&mut command, bed, &names, in_flight).current_dir(dir);
+        let mut command = peer::command(peers, peer);
+        environment(&mut command, bed, &names, in_flight);
         let process = Process::start(&mut command, &bed.dir.join(format!("{name}.log")))?;
         Self::ready(bed, name, process, names, reported).await
     }
@@ -94,7 +78,8 @@ impl Contender {
         let settings = Settings { in_flight: 100, calls_per_second: UNLIMITED };
         let (names, reported) = establish(bed, name, settings).await?;
         let mut command = Command::new(std::env::current_exe()?);
-        environment(&mut command, bed, &names, 100).arg(name);
+        environment(&mut command, bed, &names, 100);
+        command.arg(name);
         let process = Process::start(&mut command, &bed.dir.join(format!("{name}.log")))?;
         Self::ready(bed, name, process, names, reported).await
     }
@@ -109,19 +94,6 @@ impl Contender {
         bed.consumers(&names, 1, &mut process).await?;
         Ok(Self { name: name.to_owned(), process, names, reported })
     }
-}
-
-/// Whether `benches/peers/prepare` has made it ready.
-pub(crate) fn is_ready(peers: &Path, peer: &str) -> bool {
-    peers.join(peer).join(".installed").exists()
-}
-
-/// What `benches/peers/prepare` said when it left it out.
-fn why_absent(peers: &Path, peer: &str) -> String {
-    std::fs::read_to_string(peers.join(peer).join(".missing")).map_or_else(
-        |_| "benches/peers/prepare did not make it ready".to_owned(),
-        |why| why.trim().to_owned(),
-    )
 }
 
 /// Makes exchanges and queues by the service's own command line, the same for every contender, and listens.
@@ -177,17 +149,18 @@ fn configure(bed: &Bed, name: &str, settings: Settings) -> Result<()> {
     Ok(())
 }
 
-fn environment<'a>(command: &'a mut Command, bed: &Bed, names: &Names, in_flight: usize) -> &'a mut Command {
-    command
-        .env("PEER_URI", bed.broker.uri())
-        .env("PEER_COMMANDS", &names.commands)
-        .env("PEER_RESULTS", &names.results)
-        .env("PEER_IN_FLIGHT", in_flight.to_string())
-        .env("PEER_BASE_URL", &bed.base_url)
-        .env("PEER_MCHID", bed.identity("mchid"))
-        .env("PEER_SERIAL", bed.identity("merchant_serial"))
-        .env("PEER_KEY_FILE", bed.file("merchant_key.pem"))
-        .env("PEER_PUBLIC_KEY_ID", bed.identity("public_key_id"))
-        .env("PEER_PUBLIC_KEY_FILE", bed.file("wechatpay_public_key.pem"))
-        .stdin(Stdio::null())
+fn environment(command: &mut Command, bed: &Bed, names: &Names, in_flight: usize) {
+    PeerSettings {
+        uri: bed.broker.uri(),
+        commands: &names.commands,
+        results: &names.results,
+        in_flight,
+        base_url: &bed.base_url,
+        mchid: &bed.identity("mchid"),
+        merchant_serial: &bed.identity("merchant_serial"),
+        merchant_key_file: &bed.file("merchant_key.pem"),
+        public_key_id: &bed.identity("public_key_id"),
+        public_key_file: &bed.file("wechatpay_public_key.pem"),
+    }
+    .apply(command);
 }

@@ -9,9 +9,10 @@ use futures_util::future::join_all;
 
 use crate::Plan;
 use crate::bed::{Bed, Replies, codes};
-use crate::contenders::{Contender, SERVICE, Settings, UNLIMITED, is_ready, service};
+use crate::contenders::{Contender, SERVICE, Settings, UNLIMITED, service};
+use crate::peer::{PEERS, is_ready};
 use crate::process::Process;
-use crate::rounds::{PEERS, REPLIES, SETTLING, full_speed, per_command};
+use crate::rounds::{REPLIES, SETTLING, full_speed, per_command};
 use crate::statistics::median;
 
 /// The provider's latency while the work in flight grows.

@@ -20,7 +20,11 @@ mod curves;
 mod floor;
 mod growth;
 mod hops;
+#[path = "../machine.rs"]
+mod machine;
 mod parts;
+#[path = "../peer.rs"]
+mod peer;
 mod process;
 mod profile;
 mod report;

@@ -3,20 +3,20 @@
 use std::fmt::Write as _;
 use std::fs;
 use std::path::Path;
-use std::process::{Command, Stdio};
 
 use anyhow::Result;
 use jiff::Timestamp;
 
 use crate::bed::Bed;
 use crate::build::Built;
-use crate::contenders::{SERVICE, is_ready};
+use crate::contenders::SERVICE;
 use crate::curves::{Line, draw};
 use crate::growth::{Growth, Point};
 use crate::parts::{self, Part};
-use crate::rounds::{Compared, Full, IN_FLIGHT, LATENCY, PACE, PEERS, Results};
+use crate::peer::{PEERS, is_ready};
+use crate::rounds::{Compared, Full, IN_FLIGHT, LATENCY, PACE, Results};
 use crate::statistics::{median, quantile, range};
-use crate::{Plan, hops};
+use crate::{Plan, hops, machine};
 
 /// What was changed for speed, and what each change gave: written by people, beside this file.
 const CHANGES: &str = include_str!("changes.md");
@@ -253,7 +253,9 @@ pub(crate) fn write(
         targets(findings, growth),
     );
     text += "\nFor the reasons of the missed targets, see [performance/why.md](performance/why.md), written \
-             after the run whose date it names.\n";
+             after the run whose date it names.\n\nHow fast good commands are settled while others are in trouble: \
+             [performance/goodput.md](performance/goodput.md). How fast the full rate is back after trouble: \
+             [performance/recovery.md](performance/recovery.md).\n";
     let gaps = gaps(findings, growth);
     if !gaps.is_empty() {
         text += "\n## Not measured\n\n";
@@ -341,25 +343,7 @@ fn draw_all(growth: &Growth) -> Vec<(&'static str, &'static str, String)> {
 
 /// On what this was measured.
 fn machine(bed: &Bed, peers: &Path) -> String {
-    let read = |path: &str| fs::read_to_string(path).unwrap_or_default();
-    let field = |text: &str, name: &str| {
-        let line = text.lines().find(|line| line.starts_with(name));
-        line.and_then(|line| line.split_once(':'))
-            .map(|(_, value)| value.trim().to_owned())
-            .unwrap_or_default()
-    };
-    let model = field(&read("/proc/cpuinfo"), "model name");
-    let cores = std::thread::available_parallelism().map_or(0, usize::from);
-    let memory = field(&read("/proc/meminfo"), "MemTotal");
-    let kernel = read("/proc/sys/kernel/osrelease");
-    let mut rows = vec![
-        ("processor", format!("{model}, {cores} cores")),
-        ("memory", memory),
-        ("kernel", kernel.trim().to_owned()),
-        ("RabbitMQ", bed.broker.ctl(&["version"]).trim().to_owned()),
-        ("Erlang", bed.broker.ctl(&["eval", "erlang:system_info(otp_release)."]).trim().replace('"', "")),
-        ("rustc", version_of("rustc", &["--version"])),
-    ];
+    let mut rows = machine::rows(&bed.broker);
     let python = peers.join("python-tuned/venv/bin/python").display().to_string();
     for (peer, name, program, argument) in [
         ("node-usual", "Node", "node", "--version"),
@@ -367,16 +351,8 @@ fn machine(bed: &Bed, peers: &Path) -> String {
         ("java-plain", "Java", "java", "-version"),
     ] {
         if is_ready(peers, peer) {
-            rows.push((name, version_of(program, &[argument])));
+            rows.push((name, machine::version_of(program, &[argument])));
         }
     }
-    let rows = rows.into_iter().map(|(name, value)| format!("| {name} | {value} |\n"));
-    format!("| machine | |\n|---|---|\n{}", rows.collect::<String>())
-}
-
-/// The first line that a program says.
-fn version_of(program: &str, arguments: &[&str]) -> String {
-    let output = Command::new(program).args(arguments).stdin(Stdio::null()).output();
-    let text = output.map(|output| [output.stdout, output.stderr].concat()).unwrap_or_default();
-    String::from_utf8_lossy(&text).lines().next().unwrap_or("absent").trim().to_owned()
+    machine::table(&rows)
 }

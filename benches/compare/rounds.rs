@@ -25,10 +25,6 @@ pub(crate) const SETTLING: Duration = Duration::from_millis(200);
 /// Half of them before a round, half after.
 const FLOOR_TIMES: u32 = 300;
 
-/// Peers, in the order of the table.
-pub(crate) const PEERS: [&str; 5] =
-    ["node-usual", "node-tuned", "python-usual", "python-tuned", "java-plain"];
-
 /// What was measured of all.
 pub(crate) struct Compared {
     pub floor: Vec<Measured>,
