@@ -50,6 +50,8 @@ impl Provider {
 struct World {
     now: Duration,
     limiters: Vec<RateLimit>,
+    /// When the next instances start.
+    later: Vec<Duration>,
     provider: Provider,
     /// Calls per second that each instance has to make; more than allowed is a backlog.
     offered: f64,
@@ -67,7 +69,23 @@ impl World {
         }
         let due = vec![0.0; limiters.len()];
         let (now, under_way, calls) = (Duration::ZERO, BinaryHeap::new(), Vec::new());
-        Self { now, limiters, provider, offered, due, under_way, calls }
+        Self { now, limiters, later: Vec::new(), provider, offered, due, under_way, calls }
+    }
+
+    /// The same, where each further instance starts so much later than the one before it.
+    fn staggered(instances: u32, apart: Duration, offered: f64, provider: Provider) -> Self {
+        let later = (1..instances).rev().map(|nth| apart * nth).collect();
+        Self { later, ..Self::new(1, offered, provider) }
+    }
+
+    /// Starts the instances that are due. An instance's clock begins with itself, which only its limiter notices.
+    fn start_due(&mut self) {
+        while self.later.pop_if(|at| *at <= self.now).is_some() {
+            let mut limiter = RateLimit::new(LIMIT);
+            limiter.join(self.limiters.len() as u32 + 1, self.now);
+            self.limiters.push(limiter);
+            self.due.push(0.0);
+        }
     }
 
     fn run(&mut self, seconds: u64) {
@@ -79,6 +97,7 @@ impl World {
 
     fn step(&mut self) {
         let now = self.now;
+        self.start_due();
         while let Some(Reverse((at, which, sent_at, throttled))) = self.under_way.peek().copied()
             && at <= now
         {
@@ -229,6 +248,21 @@ proptest! {
             before = part;
         }
         prop_assert!(reductions > 1, "{reductions} reductions");
+    }
+
+    #[test]
+    fn a_true_limit_is_kept_when_an_instance_joins(seed: u64, apart in 200..20_000_u64) {
+        let apart = Duration::from_millis(apart);
+        let mut world = World::staggered(2, apart, 1_000.0, Provider::new(100.0, 0.0, seed));
+        while !world.later.is_empty() {
+            world.run(1);
+        }
+        world.run(10);
+        let found = world.now;
+        world.run(60);
+        let (accepted, throttled) = world.since(found);
+        prop_assert!(accepted >= 92.0, "{accepted}/s accepted");
+        prop_assert!(throttled <= 0.08, "{throttled} throttled");
     }
 
     #[test]
