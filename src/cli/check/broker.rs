@@ -50,7 +50,7 @@ pub(super) async fn broker(
                 let detail = format!("{commands} commands wait, {consumers} consumers");
                 findings.push(Finding::ok("queue", detail));
             }
-            findings.extend(message_size(settings).await);
+            findings.extend(message_size(&settings).await);
             session.close().await;
         }
         // Missing objects have been reported already.
