@@ -913,6 +913,41 @@ fn common_rejection_is_not_attributed_to_the_command() {
     }
 }
 
+/// A use is rejected like those of commands that share nothing with it. That names no cause: it may report an earlier use of
+/// the same number, so nothing is sent, and nothing refused, before queries.
+#[test]
+fn rejection_alike_leaves_the_effect_unknown() {
+    let limits = Limits { delays: vec![], ..Limits::default() };
+    let play = |script: &[CallResult]| {
+        let mut now = start();
+        let mut progress = Progress::new(now, later(now, HOUR * 24), false);
+        progress.start(&limits, now);
+        let wrong = signed(400, "PARAM_ERROR");
+        let alike = Verdict::RejectedAlike(Reason::InvalidParameter);
+        let step = progress.follow_verdict(Operation::Redeem, wrong, alike, &limits, now, 0.5);
+        assert_eq!(step, Step::Suspend(SuspendReason::Rejected));
+        assert_eq!((progress.attempts, progress.suspended), (1, 1));
+        let mut step = progress.resume(&limits, now);
+        let mut steps = Vec::new();
+        for reply in script {
+            let Step::Send { after, operation } = step else { break };
+            steps.push(operation.as_str());
+            now = later(now, after);
+            let verdict = progress.advance(operation, reply, &redemption());
+            step = progress.follow_verdict(operation, reply.clone(), verdict, &limits, now, 0.5);
+        }
+        (steps, step)
+    };
+    // The model's shortest trace: a query that is not granted let the same body out, and the user had returned the coupon.
+    let (steps, _) = play(&[denied(), denied(), denied()]);
+    assert_eq!(steps, ["query", "query", "query"]);
+    let (steps, step) = play(&[usable(), usable(), usable(), used_by_us()]);
+    assert_eq!(steps.last(), Some(&"redeem"));
+    assert!(matches!(step, Step::Finish(Outcome::Redeemed { .. })), "{step:?}");
+    let (_, step) = play(&[returned(), returned()]);
+    assert!(matches!(step, Step::Finish(Outcome::Refused { reason: Reason::ReturnedSince, .. })), "{step:?}");
+}
+
 /// The words of an answer that was not believed are kept for people. A look with the same words confirms nothing, shows no
 /// usable coupon, and lets no use out.
 #[test]

@@ -143,6 +143,7 @@ fn words(verdict: &Verdict) -> String {
         Verdict::Suspended(SuspendReason::Unauthenticated) => "**suspended**: unauthenticated".to_owned(),
         Verdict::Suspended(SuspendReason::Unauthorized) => "**suspended**: unauthorized".to_owned(),
         Verdict::Suspended(SuspendReason::Rejected) => "**suspended**: rejected".to_owned(),
+        Verdict::RejectedAlike(_) => "**suspended**: rejected alike".to_owned(),
         Verdict::NotAuthorized => "not authorized".to_owned(),
     }
 }
@@ -204,6 +205,7 @@ fn obey(operation: Operation, answer: &Response, verdict: &Verdict, standing: Op
         Verdict::Suspended(fault) => {
             *fault == SuspendReason::Unauthenticated && answer.status == 401 && (rejects || !verified)
         }
+        Verdict::RejectedAlike(_) => false,
         Verdict::NotAuthorized => rejects && answer.status == 403,
         Verdict::Unknown(_) => true,
     };

@@ -66,6 +66,7 @@ impl CallSignal {
             )
             | Verdict::NotAccepted(_) => Self::Neutral,
             Verdict::Suspended(fault) => Self::Suspended(*fault),
+            Verdict::RejectedAlike(_) => Self::Suspended(SuspendReason::Rejected),
             Verdict::Redeemed
             | Verdict::Refused(_)
             | Verdict::Rejected { .. }

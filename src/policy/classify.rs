@@ -154,6 +154,9 @@ pub enum Verdict {
     Unknown(UnknownCause),
     /// Not this coupon's fault: every further call would fail the same way.
     Suspended(SuspendReason),
+    /// The same of a signed rejection, for this reason, that commands get alike which share nothing. It names no cause, so
+    /// it may report an earlier use of ours all the same. Never made by [`classify`].
+    RejectedAlike(Reason),
     /// This brand has not authorized us for this operation. Our own fault if every brand recently responded so.
     NotAuthorized,
 }
@@ -256,7 +259,7 @@ impl Verdict {
             Self::NotAccepted(_) => "not_accepted",
             Self::NotSent => "not_sent",
             Self::Unknown(_) => "unknown",
-            Self::Suspended(_) => "suspended",
+            Self::Suspended(_) | Self::RejectedAlike(_) => "suspended",
             Self::NotAuthorized => "not_authorized",
         }
     }

@@ -14,7 +14,9 @@
 
 use std::time::{Duration, Instant};
 
+use crate::domain::evidence::Operation;
 use crate::domain::redemption::Redemption;
+use crate::policy::classify::{UnknownCause, Verdict};
 
 /// The number of commands that share nothing and are rejected alike from which on the fault is our own.
 pub const UNRELATED_MIN: usize = 3;
@@ -65,6 +67,23 @@ pub enum RejectionOwner {
     Unclear,
     /// Ours: every command is rejected alike.
     Common,
+}
+
+impl RejectionOwner {
+    /// The `verdict` on a signed rejection that names no cause. `is_alike` if a query is rejected as the use of its command
+    /// was.
+    pub fn attribute(self, operation: Operation, is_alike: bool, verdict: Verdict) -> Verdict {
+        match (self, &verdict) {
+            (Self::Common, Verdict::Rejected { reason, .. }) => Verdict::RejectedAlike(*reason),
+            // Queries show whether calls are accepted at all.
+            (Self::Unclear, Verdict::Rejected { reason, .. })
+                if operation == Operation::Redeem || is_alike =>
+            {
+                Verdict::Unknown(UnknownCause::MayBeCommon(*reason))
+            }
+            _ => verdict,
+        }
+    }
 }
 
 /// The recent rejections that name no cause, one streak for each kind.

@@ -69,7 +69,12 @@ impl Progress {
     ) -> Step {
         self.attempts = self.attempts.saturating_add(1);
         // A call that met our own fault does not count as an attempt: a wrong key must not use up the attempts.
-        if matches!(verdict, Verdict::Suspended(_) | Verdict::NotAccepted(NotAccepted::NotAuthorized)) {
+        if matches!(
+            verdict,
+            Verdict::Suspended(_)
+                | Verdict::RejectedAlike(_)
+                | Verdict::NotAccepted(NotAccepted::NotAuthorized)
+        ) {
             self.suspended = self.suspended.saturating_add(1);
         }
         let response = match result {
@@ -130,9 +135,12 @@ impl Progress {
                 self.suspend(fault, limits, now)
             }
             (Verdict::Unknown(UnknownCause::MayBeCommon(reason)), _) => {
-                self.mark_unknown(limits, now);
-                self.set_effect(EffectState::RejectedUnclear { reason });
+                self.mark_rejected_unclear(reason, limits, now);
                 self.await_settled(limits, now)
+            }
+            (Verdict::RejectedAlike(reason), _) => {
+                self.mark_rejected_unclear(reason, limits, now);
+                self.suspend(SuspendReason::Rejected, limits, now)
             }
             // A success is only read from a described coupon, and a redeem is refused only by a rejection. The effect of
             // any other combination is unknown.
@@ -159,6 +167,7 @@ impl Progress {
         match (verdict, coupon) {
             (Verdict::Redeemed, Some(coupon)) => Step::Finish(Outcome::Redeemed { by, coupon }),
             (Verdict::Suspended(fault), _) => self.suspend(fault, limits, now),
+            (Verdict::RejectedAlike(_), _) => self.suspend(SuspendReason::Rejected, limits, now),
             (Verdict::NotAuthorized, _) => self.follow_query_not_granted(limits, now, chance),
             // No use of ours is known. If another delivery of the command caused the one that is shown, the same number and
             // body take no second effect, because nothing was returned.
@@ -310,7 +319,9 @@ impl Progress {
     fn reset_rejection(&mut self, verdict: &Verdict) {
         let may_be_common = matches!(
             verdict,
-            Verdict::Suspended(SuspendReason::Rejected) | Verdict::Unknown(UnknownCause::MayBeCommon(_))
+            Verdict::Suspended(SuspendReason::Rejected)
+                | Verdict::RejectedAlike(_)
+                | Verdict::Unknown(UnknownCause::MayBeCommon(_))
         );
         if let EffectState::Rejected { reason, .. } = self.effect
             && may_be_common

@@ -18,6 +18,12 @@ impl Progress {
         self.hold_negatives(limits.query_delay, now);
     }
 
+    /// A signed rejection that names no cause, of a redeem that may be unknown all the same.
+    pub(super) fn mark_rejected_unclear(&mut self, reason: Reason, limits: &Limits, now: Timestamp) {
+        self.mark_unknown(limits, now);
+        self.set_effect(EffectState::RejectedUnclear { reason });
+    }
+
     pub(super) fn reject(
         &mut self,
         reason: Reason,

@@ -253,7 +253,7 @@ impl CommandJob<'_> {
         let signal = CallSignal::of(operation, &verdict);
         // A circuit that opens is reported with the response that opened it.
         self.record_class(&outcome, signal, asked_at);
-        let suspended_by = matches!(verdict, Verdict::Suspended(_)).then(|| suspended_by(&outcome));
+        let suspended_by = matches!(signal, CallSignal::Suspended(_)).then(|| suspended_by(&outcome));
         match signal {
             CallSignal::Failing(failure) if self.failed_before => {
                 call_permit.report_repeated(operation, failure);

@@ -4,10 +4,9 @@ use std::sync::PoisonError;
 use std::time::Instant;
 
 use crate::domain::evidence::Operation;
-use crate::domain::reason::Reason;
 use crate::policy::brand_access::Denial;
-use crate::policy::classify::{self, CallResult, NotAccepted, UnknownCause, Verdict};
-use crate::policy::common_rejection::{self, RejectionKind};
+use crate::policy::classify::{self, CallResult, NotAccepted, Verdict};
+use crate::policy::common_rejection::RejectionKind;
 use crate::wechat::client::CallOutcome;
 
 use crate::runtime::worker::job::CommandJob;
@@ -57,31 +56,18 @@ impl CommandJob<'_> {
         let now = Instant::now();
         match unexplained_rejection(outcome, &verdict) {
             Some(UnexplainedRejection::Headers) => Verdict::Suspended(classify::SuspendReason::Rejected),
-            Some(UnexplainedRejection::By(kind, reason)) => {
+            Some(UnexplainedRejection::By(kind)) => {
                 let response = outcome.result.response();
                 let message = response.and_then(|response| response.message.as_deref());
                 let is_alike = operation == Operation::Query
                     && response.is_some_and(|response| self.carried.progress.confirms_rejection(response));
-                let cause = match operation {
+                let owner = match operation {
                     Operation::Redeem => rejections.reject(kind, message, &self.redemption, now),
                     Operation::Query => {
                         rejections.reject_query(kind, message, &self.redemption, is_alike, now)
                     }
                 };
-                match cause {
-                    common_rejection::RejectionOwner::Common => {
-                        Verdict::Suspended(classify::SuspendReason::Rejected)
-                    }
-                    // Queries show whether calls are accepted at all.
-                    common_rejection::RejectionOwner::Unclear
-                        if operation == Operation::Redeem || is_alike =>
-                    {
-                        Verdict::Unknown(UnknownCause::MayBeCommon(reason))
-                    }
-                    common_rejection::RejectionOwner::Unclear | common_rejection::RejectionOwner::Command => {
-                        verdict
-                    }
-                }
+                owner.attribute(operation, is_alike, verdict)
             }
             None => {
                 if matches!(
@@ -101,7 +87,7 @@ pub(super) enum UnexplainedRejection {
     /// The provider names a header.
     Headers,
     /// It names no field.
-    By(RejectionKind, Reason),
+    By(RejectionKind),
 }
 
 /// The rejection if it may concern every call. One that names a field which requests send of their command, or whose
@@ -121,13 +107,14 @@ pub(super) fn unexplained_rejection(
     (reason.may_be_common() && !names_a_field).then(|| {
         let code = response.code.clone().unwrap_or_default();
         let kind = RejectionKind { status: response.status, code, sub_code: response.sub_code };
-        UnexplainedRejection::By(kind, *reason)
+        UnexplainedRejection::By(kind)
     })
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::domain::reason::Reason;
     use crate::policy::classify::{Authenticity, Response};
     use crate::wechat::response::Detail;
 
