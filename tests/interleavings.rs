@@ -88,6 +88,9 @@ struct Call {
     sign: Option<CallSignal>,
     /// For how long its command waits for a permission to call.
     patience: Duration,
+    priority: Priority,
+    /// Whether its command is past its deadline, and goes without a call if a crowd waits so already.
+    is_late: bool,
 }
 
 const WELL: Call = Call {
@@ -95,6 +98,8 @@ const WELL: Call = Call {
     takes: Duration::from_millis(100),
     sign: Some(CallSignal::Success),
     patience: Duration::from_secs(60),
+    priority: Priority::First,
+    is_late: false,
 };
 
 #[derive(Debug, Clone)]
@@ -238,15 +243,22 @@ impl World {
             let pass = loop {
                 let Some(pass) = self.obtain_pass(command.number, call.patience).await else { break None };
                 // The wait for a permission may be given up: the pass goes back unused.
-                match timeout(call.patience, self.rate_limiter.acquire(Priority::First)).await {
-                    Err(_) => break None,
-                    Ok(()) if pass.holds() => break Some(pass),
-                    Ok(()) => {}
+                let limiter = &self.rate_limiter;
+                let is_permitted = match call.is_late {
+                    true => limiter.acquire_within(call.priority, call.patience).await,
+                    false => timeout(call.patience, limiter.acquire(call.priority)).await.is_ok(),
+                };
+                match is_permitted {
+                    false => break None,
+                    true if pass.holds() => break Some(pass),
+                    true => {}
                 }
             };
             let Some(pass) = pass else { continue };
             self.begin_call();
+            let sent_at = Instant::now().into_std();
             sleep(call.takes).await;
+            self.rate_limiter.record(sent_at, sign == CallSignal::Neutral, call.priority == Priority::Again);
             pass.report(sign);
         }
         self.seen().working -= 1;
@@ -535,4 +547,26 @@ fn all_of_it_together_lets_every_command_end() {
         ],
     );
     Plan { exchange_keys: Some(SECOND * 3), ..world }.check_by_chance(1_500);
+}
+
+/// First attempts, other attempts and queries, on time and late, wait for few calls per second, some of which are throttled.
+#[test]
+fn calls_of_every_priority_go_as_granted_and_all_end() {
+    let of = |priority| Call { priority, ..WELL };
+    let (again, query) = (of(Priority::Again), of(Priority::Query));
+    let late = Call { is_late: true, patience: SECOND * 3, ..query };
+    let throttled = ending(CallSignal::Neutral);
+    let world = plan(
+        4,
+        2,
+        &[
+            ("a", &[WELL, query, again]),
+            ("b", &[throttled, query, again]),
+            ("c", &[query, query]),
+            ("d", &[late, late]),
+            ("a", &[Call { patience: SECOND, ..query }, WELL]),
+            ("e", &[WELL, throttled]),
+        ],
+    );
+    world.check_by_chance(1_000);
 }

@@ -12,6 +12,8 @@ enum Act {
     Begin,
     /// The nth of those that are worked on is done.
     Leave(usize),
+    /// Every second item is past its deadline, and waits for its lane no longer.
+    EndLate,
     Clear,
 }
 
@@ -40,6 +42,8 @@ impl Held {
         let at_work = self.0.iter().filter(|(.., at_work)| *at_work).count();
         let mut acts: Vec<_> = (0..LANES.len()).map(Act::Arrive).collect();
         acts.extend([Act::Begin, Act::Clear]);
+        let waits = (1..LANES.len()).any(|lane| self.of(lane).count() > 1);
+        acts.extend(waits.then_some(Act::EndLate));
         acts.extend((0..at_work).map(Act::Leave));
         acts
     }
@@ -69,6 +73,15 @@ fn perform(acts: &[Act]) -> Held {
                 let (lane, item) = at_work.remove(nth);
                 lanes.finish(lane);
                 held.0.retain(|(_, of, _)| *of != item);
+            }
+            Act::EndLate => {
+                let is_late = |item: &u32| item.is_multiple_of(2);
+                let removed: BTreeSet<u32> = lanes.remove_waiting(is_late).into_iter().collect();
+                // The first of a lane may begin, or has begun.
+                let behind =
+                    (1..LANES.len()).flat_map(|lane| held.of(lane).skip(1)).map(|(_, item, _)| *item);
+                assert_eq!(removed, behind.filter(is_late).collect(), "{acts:?}");
+                held.0.retain(|(_, item, _)| !removed.contains(item));
             }
             Act::Clear => {
                 let cleared: BTreeSet<u32> = lanes.clear().into_iter().collect();
