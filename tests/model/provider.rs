@@ -71,13 +71,34 @@ pub(crate) struct Card {
     pub gone: Option<Gone>,
     /// How often our number took effect.
     pub effects: u8,
-    /// Whether the provider rejects whatever names this coupon: a wrong openid, say.
-    pub rejected: bool,
+    /// Why the provider rejects whatever names this coupon.
+    pub rejected: Option<Rejects>,
+}
+
+/// What every call about a coupon is rejected for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub(crate) enum Rejects {
+    /// The coupon is another user's.
+    Openid,
+    /// Some parameter, none in particular: the same may meet every command.
+    Parameter,
+    /// There is no such coupon.
+    NotFound,
+}
+
+impl Rejects {
+    fn answer(self, ways: Ways) -> CallResult {
+        match self {
+            Self::Openid => rejection(400, "PARAM_ERROR", Some(268_578_526), ways),
+            Self::Parameter => rejection(400, "PARAM_ERROR", Some(268_435_461), ways),
+            Self::NotFound => rejection(404, "NOT_FOUND", Some(268_578_851), ways),
+        }
+    }
 }
 
 impl Card {
     pub(crate) fn new(ways: Ways) -> Self {
-        Self { permits: vec![Permit::default(); ways.rounds], gone: None, effects: 0, rejected: false }
+        Self { permits: vec![Permit::default(); ways.rounds], gone: None, effects: 0, rejected: None }
     }
 
     /// Whether our use stands.
@@ -86,7 +107,7 @@ impl Card {
     }
 
     fn free(&self) -> Option<usize> {
-        let usable = self.gone.is_none() && !self.rejected;
+        let usable = self.gone.is_none() && self.rejected.is_none();
         self.permits.iter().position(|permit| permit.used.is_none()).filter(|_| usable)
     }
 
@@ -110,8 +131,8 @@ impl Card {
         if self.is_ours() {
             return self.describe(ways);
         }
-        if self.rejected {
-            return rejection(400, "PARAM_ERROR", Some(268_578_526), ways);
+        if let Some(rejects) = self.rejected {
+            return rejects.answer(ways);
         }
         if self.effects > 0 {
             return rejection(400, "PARAM_ERROR", Some(268_578_927), ways);
@@ -125,8 +146,8 @@ impl Card {
     /// The provider's own, signed answer to a query.
     pub(crate) fn answer_query(&self, ways: Ways) -> CallResult {
         match self.rejected {
-            true => rejection(400, "PARAM_ERROR", Some(268_578_526), ways),
-            false => self.describe(ways),
+            Some(rejects) => rejects.answer(ways),
+            None => self.describe(ways),
         }
     }
 

@@ -1,12 +1,11 @@
 //! What was found, for people: sequence diagrams, tables, and the pages that show them.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write as _;
 use std::fs;
 use std::path::Path;
 
 use redeemer::domain::evidence::Operation;
-use redeemer::policy::classify::Verdict;
 
 use crate::Found;
 use crate::search::{Figures, Model as _};
@@ -15,7 +14,7 @@ use crate::words::{
     Language, Words, cause_word, change_word, exception_word, message_word, operation_word, outcome_word,
     reply_word, trouble_word,
 };
-use crate::world::{Action, Trouble, World};
+use crate::world::{Action, EFFECTS, Trouble, VERDICTS, World};
 
 // ---- diagrams
 
@@ -75,9 +74,17 @@ impl Drawing {
                 self.say("Note over B", ("the retry message comes twice", "重试消息投递了两次"));
             }
             Action::PublishAgain => self.say("O->>B", ("the same command once more", "再次发布同一条指令")),
-            Action::Replay | Action::ReplayUnacked => {
-                let words = ("an operator replays the parked command", "操作人重放被搁置的指令");
+            Action::Replay(_) | Action::ReplayUnacked(_) | Action::LookAgain | Action::LookAgainUnacked => {
+                let words = match after.look {
+                    Some(_) => ("an operator queries the parked command", "操作人查询被搁置的指令"),
+                    None => ("an operator replays the parked command", "操作人重放被搁置的指令"),
+                };
                 self.say("Note over B", words);
+                if after.events.len() > before.events.len()
+                    && let Some(kind) = after.events.last()
+                {
+                    self.say_text("Note over B", kind.as_str());
+                }
             }
             Action::Change(change) => {
                 let (who, words) = change_word(change);
@@ -104,7 +111,9 @@ impl Drawing {
         };
         let word = self.language.pick(operation_word(operation));
         match action {
-            Action::Call(_) => self.draw_call(world, me, operation, after),
+            Action::Call(_) | Action::CallUnclear(_) | Action::CallCommon(_) => {
+                self.draw_call(world, me, operation, after);
+            }
             Action::CallInTrouble(_, Trouble::NotSent) => {
                 self.say_text(&format!("I{me}-xP"), &format!("{word}{}", self.language.pick(NOT_SENT)));
             }
@@ -142,6 +151,8 @@ impl Drawing {
             }
             Action::Reconsider(_) => self.note(nth, ("too late for a use", "已来不及核销")),
             Action::KeepOut(_) => self.note(nth, ("the brand was denied a moment ago", "该品牌刚被拒绝授权")),
+            Action::StepAside(_) => self.note(nth, ("another command finds out", "由另一条指令探测")),
+            Action::GiveUp(_) => self.note(nth, ("no query can be made in time", "已来不及查询")),
             Action::Postpone(_) => self.note(nth, ("the retry budget is spent", "重试预算已用完")),
             Action::Crowd(_) => self.note(nth, ("too many commands of this coupon", "这张券的指令过多")),
             Action::Publish(_) => {
@@ -151,9 +162,13 @@ impl Drawing {
                     self.instances.remove(nth);
                 }
             }
-            Action::Acknowledge(_) => {
-                self.say(&format!("I{me}->>B"), ACK);
-                self.instances.remove(nth);
+            Action::PublishUnconfirmed(_) => {
+                self.draw_publish(me, stage);
+                self.note(nth, ("no confirmation in time", "未及时收到发布确认"));
+            }
+            Action::PublishUnacked(_) | Action::PublishUnackedToDeadLetter(_) => {
+                self.draw_publish(me, stage);
+                self.draw_crash(nth, matches!(action, Action::PublishUnackedToDeadLetter(_)));
             }
             Action::RejectEvent(_) => self.say(&format!("I{me}-xS"), ("the event is rejected", "事件被拒收")),
             Action::HalfTakeEvent(_) => {
@@ -163,11 +178,7 @@ impl Drawing {
                 }
             }
             Action::Crash(_) | Action::CrashToDeadLetter(_) => {
-                self.note(nth, ("crash", "崩溃"));
-                self.instances.remove(nth);
-                if matches!(action, Action::CrashToDeadLetter(_)) {
-                    self.say("Note over B", ("over the delivery limit", "超过投递次数上限"));
-                }
+                self.draw_crash(nth, matches!(action, Action::CrashToDeadLetter(_)));
             }
             Action::CutOff(_) => self.note(nth, ("connection lost, not noticed yet", "连接已断开，尚未察觉")),
             Action::Notice(_) => {
@@ -176,6 +187,14 @@ impl Drawing {
             }
             Action::Stop(_) => self.note(nth, ("stops", "停止")),
             _ => {}
+        }
+    }
+
+    fn draw_crash(&mut self, nth: usize, to_dead_letter: bool) {
+        self.note(nth, ("crash", "崩溃"));
+        self.instances.remove(nth);
+        if to_dead_letter {
+            self.say("Note over B", ("over the delivery limit", "超过投递次数上限"));
         }
     }
 
@@ -233,6 +252,8 @@ fn place(action: Action) -> Option<usize> {
     match action {
         Action::Call(nth)
         | Action::CallInTrouble(nth, _)
+        | Action::CallUnclear(nth)
+        | Action::CallCommon(nth)
         | Action::Send(nth)
         | Action::Work(nth)
         | Action::Answer(nth)
@@ -244,8 +265,12 @@ fn place(action: Action) -> Option<usize> {
         | Action::KeepOut(nth)
         | Action::Postpone(nth)
         | Action::Crowd(nth)
+        | Action::StepAside(nth)
+        | Action::GiveUp(nth)
         | Action::Publish(nth)
-        | Action::Acknowledge(nth)
+        | Action::PublishUnconfirmed(nth)
+        | Action::PublishUnacked(nth)
+        | Action::PublishUnackedToDeadLetter(nth)
         | Action::RejectEvent(nth)
         | Action::HalfTakeEvent(nth)
         | Action::Crash(nth)
@@ -268,8 +293,8 @@ pub(crate) fn in_words(figures: &Figures) -> String {
 }
 
 /// The shortest path to each exception by each cause alone.
-fn by_cause(found: &[Found]) -> BTreeMap<(Exception, Cause), &crate::Path> {
-    let mut shortest: BTreeMap<_, &crate::Path> = BTreeMap::new();
+fn by_cause(found: &[Found]) -> BTreeMap<(Exception, Cause), &crate::Shortest> {
+    let mut shortest: BTreeMap<_, &crate::Shortest> = BTreeMap::new();
     for ((exception, causes), path) in found.iter().flat_map(|found| &found.exceptions) {
         if let [cause] = causes[..] {
             let known = shortest.entry((*exception, cause)).or_insert(path);
@@ -310,7 +335,7 @@ fn exceptions(found: &[Found], language: Language) -> String {
         let (cause, steps) = (language.pick(cause_word(*cause)), language.pick(("steps", "步")));
         let _ = writeln!(text, "| {exception} | {cause} | {} {steps} |", path.actions);
     }
-    let mut best: BTreeMap<Exception, ((bool, usize), &crate::Path)> = BTreeMap::new();
+    let mut best: BTreeMap<Exception, ((bool, usize), &crate::Shortest)> = BTreeMap::new();
     for ((exception, cause), path) in &shortest {
         // Who publishes twice asks for it: shown where nothing else leads there.
         let rank = (*cause == Cause::PublishedTwice, path.actions);
@@ -359,39 +384,85 @@ pub(crate) fn row(found: &[Found], more: u8) -> String {
 type Writer = fn(&[Found]) -> String;
 
 /// The pages, and what stands between the marks of each.
-const PAGES: [(&str, Writer); 4] = [
-    ("docs/guarantees.md", |found| exceptions(found, Language::English)),
-    ("docs/zh-CN/guarantees.md", |found| exceptions(found, Language::Chinese)),
-    ("docs/reliability.md", figures),
-    ("tests/torture/reliability.md", figures),
+const PAGES: [(&str, &str, Writer); 6] = [
+    ("docs/guarantees.md", "causes", |found| causes(found, Language::English)),
+    ("docs/zh-CN/guarantees.md", "causes", |found| causes(found, Language::Chinese)),
+    ("docs/guarantees.md", "exceptions", |found| exceptions(found, Language::English)),
+    ("docs/zh-CN/guarantees.md", "exceptions", |found| exceptions(found, Language::Chinese)),
+    ("docs/reliability.md", "figures", figures),
+    ("tests/torture/reliability.md", "figures", figures),
 ];
-const BEGIN: &str = "<!-- begin of what tests/model writes -->\n";
-const END: &str = "<!-- end of what tests/model writes -->\n";
 
 /// Holds the pages against what was found. With `UPDATE` set it writes them.
 pub(crate) fn check_pages(found: &[Found]) {
-    for (page, write) in PAGES {
+    for (page, what, write) in PAGES {
+        let begin = format!("<!-- begin of the {what} that tests/model writes -->\n");
+        let end = format!("<!-- end of the {what} that tests/model writes -->\n");
         let path = Path::new(env!("CARGO_MANIFEST_DIR")).join(page);
         let text = fs::read_to_string(&path).unwrap_or_else(|error| panic!("{page}: {error}"));
-        let (before, rest) = text.split_once(BEGIN).unwrap_or_else(|| panic!("{page} has no {BEGIN}"));
-        let (_, after) = rest.split_once(END).unwrap_or_else(|| panic!("{page} has no {END}"));
-        let expected = format!("{before}{BEGIN}\n{}\n{END}{after}", write(found));
+        let (before, rest) = text.split_once(&begin).unwrap_or_else(|| panic!("{page} has no {begin}"));
+        let (_, after) = rest.split_once(&end).unwrap_or_else(|| panic!("{page} has no {end}"));
+        let expected = format!("{before}{begin}\n{}\n{end}{after}", write(found));
         if std::env::var_os("UPDATE").is_some() {
             fs::write(&path, expected).unwrap_or_else(|error| panic!("{page}: {error}"));
-        } else {
-            assert!(text == expected, "{page} is not current: run UPDATE=1 cargo test --test model");
+        } else if text != expected {
+            print_unlisted(found, &text);
+            panic!("the {what} of {page} are not current: run UPDATE=1 cargo test --test model");
         }
     }
 }
 
-/// What the attempt machine is never seen to do, and why: operation, effect, verdict.
-const UNREACHED: [([&str; 3], &str); 3] = [
-    (["redeem", "no_effect", "refused"], "`judge` refuses no use but by a rejection"),
-    (["redeem", "no_effect", "not_executed"], "`judge` says so of queries alone"),
+/// Names each exception that was found and has no row in a page.
+fn print_unlisted(found: &[Found], page: &str) {
+    for (exception, cause) in by_cause(found).keys() {
+        let row = |language: Language| {
+            let words = (exception_word(*exception), cause_word(*cause));
+            format!("| {} | {} |", language.pick(words.0), language.pick(words.1))
+        };
+        if ![Language::English, Language::Chinese].into_iter().any(|language| page.contains(&row(language))) {
+            println!("not listed for {cause:?}: {exception:?}");
+        }
+    }
+}
+
+/// What may put two deliveries of one command to work.
+fn causes(found: &[Found], language: Language) -> String {
+    let causes: BTreeSet<Cause> = by_cause(found).into_keys().map(|(_, cause)| cause).collect();
+    let (between, end) = language.pick(((";", "."), ("；", "。")));
+    let last = causes.last().copied();
+    let line = |cause: Cause| {
+        let mark = if Some(cause) == last { end } else { between };
+        format!("- {}{mark}\n", language.pick(cause_word(cause)))
+    };
+    causes.into_iter().map(line).collect()
+}
+
+/// What the attempt machine is never seen to do, and why: operation, effects, verdict.
+const UNREACHED: [(Operation, &[&str], &str, &str); 9] = [
+    (Operation::Redeem, &EFFECTS, "used by another or returned", "a use is refused by a rejection alone"),
+    (Operation::Redeem, &EFFECTS, "no such coupon", "a use is refused by a rejection alone"),
+    (Operation::Redeem, &EFFECTS, "not usable", "a use is refused by a rejection alone"),
+    (Operation::Redeem, &EFFECTS, "not executed", "`classify` says so of queries alone"),
+    (Operation::Redeem, &EFFECTS, "used under no number", "as the response to a use it is a success"),
     (
-        ["query", "used", "rejected"],
-        "a provider of these worlds rejects a coupon always or never, and shows no use of one",
+        Operation::Query,
+        &EFFECTS,
+        "not authorized so far",
+        "a query denied to one brand decides nothing for others",
     ),
+    (
+        Operation::Query,
+        &["no_effect", "unknown", "used"],
+        "may be common",
+        "a query is rejected alike if a rejection of the use stands",
+    ),
+    (
+        Operation::Query,
+        &["rejected"],
+        "may be common",
+        "a rejection that may be common may report a use of ours, and is unverified",
+    ),
+    (Operation::Query, &["used"], "no such coupon", "a provider of these worlds does not forget a coupon"),
 ];
 
 /// Holds what the attempt machine was seen to do against every verdict that it can be given.
@@ -406,13 +477,23 @@ pub(crate) fn check_coverage(found: &[Found]) {
     for (key, steps) in &reached {
         println!("{}: {}", key.join(", "), steps.join(" | "));
     }
-    let effects = ["no_effect", "unknown", "used", "rejected", "rejected_unverified"];
-    let queries = effects.map(|effect| (Operation::Query, effect));
-    let reported = [(Operation::Redeem, "no_effect")].into_iter().chain(queries);
-    let missed: Vec<_> = reported
-        .flat_map(|(operation, effect)| Verdict::WORDS.map(|verdict| [operation.as_str(), effect, verdict]))
-        .filter(|key| !reached.contains_key(key))
-        .collect();
-    let listed: Vec<_> = UNREACHED.iter().map(|(key, _)| *key).collect();
-    assert_eq!(missed, listed, "what is not reached is listed, with a reason, in this order");
+    // Nothing but a command without an effect is sent.
+    let operations = [(Operation::Redeem, "no_effect")].into_iter();
+    let operations = operations.chain(EFFECTS.map(|effect| (Operation::Query, effect)));
+    for (operation, effect) in operations {
+        for verdict in VERDICTS {
+            let is_listed = UNREACHED
+                .iter()
+                .any(|(of, effects, it, _)| *of == operation && *it == verdict && effects.contains(&effect));
+            let is_reached = reached.contains_key(&[operation.as_str(), effect, verdict]);
+            let key = format!("{}, {effect}, {verdict}", operation.as_str());
+            assert!(
+                is_reached != is_listed,
+                "{key}: reached: {is_reached}, listed as unreached: {is_listed}"
+            );
+        }
+    }
+    for (operation, effects, verdict, why) in UNREACHED {
+        println!("not reached: {}, {}, {verdict}: {why}", operation.as_str(), effects.join(" | "));
+    }
 }

@@ -65,7 +65,9 @@ pub(crate) fn trouble_word(trouble: Trouble) -> Words {
         Trouble::Forged => ("200, no signature", "200，无签名"),
         Trouble::Unauthenticated => ("401, signed", "401，有签名"),
         Trouble::UnsignedUnauthenticated => ("401, no signature", "401，无签名"),
-        Trouble::AlreadyUsed => ("400 PARAM_ERROR, signed", "400 PARAM_ERROR，有签名"),
+        Trouble::AlreadyUsed | Trouble::AlreadyUsedUnclear | Trouble::AlreadyUsedCommon => {
+            ("400 PARAM_ERROR, signed", "400 PARAM_ERROR，有签名")
+        }
         Trouble::Unnamed => ("200, no request number", "200，未带请求单号"),
         Trouble::BrandDenied | Trouble::BrandDeniedFirst | Trouble::AllDenied => {
             ("403 NO_AUTH, signed", "403 NO_AUTH，有签名")
@@ -156,5 +158,9 @@ pub(crate) fn cause_word(cause: Cause) -> Words {
         }
         Cause::PublishedTwice => ("the same command published twice", "同一条指令发布了两次"),
         Cause::Replayed => ("a replay by an operator", "操作人重放"),
+        Cause::Unconfirmed => (
+            "a message that the broker stores but does not confirm in time, and that is published once more",
+            "RabbitMQ 已存储但未及时确认、因而又发布了一次的消息",
+        ),
     }
 }

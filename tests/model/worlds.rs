@@ -1,6 +1,6 @@
 //! The small worlds. Each has a little of some kinds of trouble; all orders of events of each are looked at.
 
-use crate::provider::{Card, Gone, Permit, Return, User, Ways};
+use crate::provider::{Card, Gone, Permit, Rejects, Return, User, Ways};
 use crate::state::Budget;
 use crate::world::World;
 
@@ -30,13 +30,16 @@ const NONE: Budget = Budget {
     hand_backs: 0,
     publications: 0,
     replays: 0,
+    unclear: 0,
+    unconfirmed: 0,
 };
 
-/// Beside a coupon that is usable: one that is not yet, that the provider rejects by whatever name, that was returned long
-/// ago, that another order has used.
-const CARDS: [fn(&mut Card); 4] = [
+/// Beside a coupon that is usable: one that is not yet, that the provider rejects by whatever name or does not know, that was
+/// returned long ago, that another order has used.
+const CARDS: [fn(&mut Card); 5] = [
     |card| card.gone = Some(Gone::Pending),
-    |card| card.rejected = true,
+    |card| card.rejected = Some(Rejects::Openid),
+    |card| card.rejected = Some(Rejects::NotFound),
     |card| card.permits[0] = Permit { used: None, returned: Some(Return::LongBefore) },
     |card| card.permits[0] = Permit { used: Some(User::Other), returned: None },
 ];
@@ -45,6 +48,18 @@ const CARDS: [fn(&mut Card); 4] = [
 pub(crate) fn all(more: u8) -> Vec<World> {
     let world = |name, ways, budget| World::new(name, ways, budget);
     vec![
+        world(
+            "two crashes, two retry messages twice, two bad answers",
+            HARSH,
+            Budget { crashes: 2, duplicates: 2, faults: 2, changes: more, ..NONE },
+        )
+        .with_instances(2),
+        world(
+            "two crashes, two retry messages twice, a change",
+            HARSH,
+            Budget { crashes: 2, duplicates: 2, faults: more, changes: 1, ..NONE },
+        )
+        .with_instances(2),
         world("bad answers", HARSH, Budget { faults: 2 + more, changes: 2, ..NONE }),
         world("any coupon", HARSH, Budget { faults: 2, changes: 1 + more, ..NONE }).with_cards(&CARDS),
         world("unsigned rejections", UNSIGNED, Budget { faults: 2, changes: 1 + more, ..NONE })
@@ -118,6 +133,18 @@ pub(crate) fn all(more: u8) -> Vec<World> {
         .with_instances(2),
         world("published twice", HARSH, Budget { publications: 1, faults: 1, changes: 1 + more, ..NONE })
             .with_instances(2),
+        world(
+            "whose rejection it is",
+            HARSH,
+            Budget { unclear: 2, crashes: 1, faults: 1, changes: 1 + more, ..NONE },
+        )
+        .with_cards(&[|card| card.rejected = Some(Rejects::Parameter)]),
+        world(
+            "no confirmation in time",
+            HARSH,
+            Budget { unconfirmed: 1, hand_backs: 1, faults: 1 + more, changes: 1, ..NONE },
+        )
+        .with_instances(2),
         world("replayed", HARSH, Budget { replays: 1, faults: 2, changes: 1 + more, ..NONE })
             .with_attempts_max(2)
             .with_deadline(4),
