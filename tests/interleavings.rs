@@ -375,7 +375,7 @@ impl Plan {
         let (rate_limiter, clockwork) =
             RateLimiter::with_clockwork(NonZeroU32::new(self.per_second).unwrap());
         let world = Arc::new(World {
-            permits: Permits::new(self.permits),
+            permits: Permits::new(self.permits, usize::MAX),
             permit_count: self.permits,
             circuit_gate: CircuitGate::default(),
             rate_limiter,
