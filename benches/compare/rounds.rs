@@ -9,6 +9,7 @@ use crate::Plan;
 use crate::bed::{Bed, Replies, codes};
 use crate::contenders::{Contender, SERVICE, Settings, UNLIMITED};
 use crate::floor::{Floor, Measured};
+use crate::peer::PEERS;
 use crate::statistics::quantile;
 use crate::{hops, process};
 
