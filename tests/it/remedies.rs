@@ -623,7 +623,7 @@ const TYPED_BY_OWN_FAULTS: [&str; 17] = [
 ];
 
 /// Findings whose remedies no machine can type to their end, and why.
-const NOT_TYPED: [(&str, &str); 35] = [
+const NOT_TYPED: [(&str, &str); 36] = [
     ("tls_unavailable", "this machine has the system's certificates"),
     ("key_hidden_from_service", "needs the user of the service, whom this machine may not have"),
     ("key_disagreement", "no file is known that two libraries read differently"),
@@ -656,6 +656,7 @@ const NOT_TYPED: [(&str, &str); 35] = [
     ("broker_may_not_publish", "the command of permissions, which comes first"),
     ("broker_version", "another broker is to be installed"),
     ("broker_settings", "typed in check.rs"),
+    ("operator_lock", "the command of permissions, with one right more"),
     ("alarm", "memory and disk of the broker's machine"),
     ("topology", "typed in check.rs"),
     ("arguments", "deletes a queue, which is left to people"),
