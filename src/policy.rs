@@ -4,6 +4,7 @@ pub mod adaptive_rate;
 pub mod attempt;
 pub mod backoff;
 pub mod brand_access;
+pub mod call_signal;
 pub mod circuit;
 pub mod classify;
 pub mod common_rejection;
