@@ -334,9 +334,11 @@ impl Service {
 
     /// The prefetch while calls are made.
     pub(super) fn full_prefetch(&self) -> u16 {
-        // Deliveries held back, or held for a publish, were read without harm: the ramp, and the size of messages, limit
-        // the others.
-        let held_back = self.held_back.waiting.len() + self.context.publish_faults.held_count();
+        // Deliveries that are held back, held for a publish, or wait for their next call were read without harm: the ramp,
+        // and the size of messages, limit the others.
+        let held_back = self.held_back.waiting.len()
+            + self.context.publish_faults.held_count()
+            + self.permits.trusted_waiting();
         let held_back = u16::try_from(held_back).unwrap_or(u16::MAX);
         let unread = self.ramp.limit().unwrap_or(self.prefetch).min(self.message_sizes.prefetch_max());
         let uncounted = u16::try_from(self.uncounted()).unwrap_or(u16::MAX);

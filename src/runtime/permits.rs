@@ -19,6 +19,8 @@ pub struct Permits {
     /// Trusted commands that have released their permit for the first time.
     through: Arc<AtomicU16>,
     waiting: Arc<AtomicUsize>,
+    /// Those of them that are trusted.
+    trusted_waiting: Arc<AtomicUsize>,
     waiting_max: usize,
 }
 
@@ -28,8 +30,10 @@ pub struct Permit {
     permits: Permits,
     /// `None` while it is released, or if it never held one.
     permit: Option<OwnedSemaphorePermit>,
-    /// Whether the first release counts for the prefetch ramp.
+    /// Whether its command counts for the prefetch ramp when it waits.
     trusted: bool,
+    /// Whether it has counted.
+    counted: bool,
 }
 
 impl Permits {
@@ -41,6 +45,7 @@ impl Permits {
             given_up: Arc::default(),
             through: Arc::default(),
             waiting: Arc::default(),
+            trusted_waiting: Arc::default(),
             // At least half of the prefetch is for commands that can be worked on.
             waiting_max: prefetch.saturating_sub(all).max(prefetch / 2).max(1),
         }
@@ -49,12 +54,12 @@ impl Permits {
     /// A free permit, unless all are in use or promised to a command that comes back from a wait.
     pub fn acquire(&self) -> Option<Permit> {
         let permit = self.free.clone().try_acquire_owned().ok()?;
-        Some(Permit { permits: self.clone(), permit: Some(permit), trusted: false })
+        Some(Permit { permits: self.clone(), permit: Some(permit), trusted: false, counted: false })
     }
 
     /// An empty permit, for a command that is only delayed.
     pub fn none(&self) -> Permit {
-        Permit { permits: self.clone(), permit: None, trusted: false }
+        Permit { permits: self.clone(), permit: None, trusted: false, counted: false }
     }
 
     /// Waits until a permit is released.
@@ -65,6 +70,11 @@ impl Permits {
     /// How many trusted commands have released their permit since the last call.
     pub fn acquire_through(&self) -> u16 {
         self.through.swap(0, Ordering::Relaxed)
+    }
+
+    /// How many trusted commands wait without a permit now.
+    pub fn trusted_waiting(&self) -> usize {
+        self.trusted_waiting.load(Ordering::Relaxed)
     }
 
     /// How many are in use.
@@ -89,15 +99,16 @@ impl Permit {
         if wait.is_zero() {
             return;
         }
-        if std::mem::take(&mut self.trusted) {
+        if self.trusted && !std::mem::replace(&mut self.counted, true) {
             self.permits.through.fetch_add(1, Ordering::Relaxed);
         }
         if self.permit.take().is_some() {
             self.permits.given_up.notify_one();
         }
         let waiting = Waiting::start(&self.permits.waiting);
+        let trusted_waiting = self.trusted.then(|| Waiting::start(&self.permits.trusted_waiting));
         sleep(wait).await;
-        drop(waiting);
+        drop((waiting, trusted_waiting));
         // The semaphore is never closed.
         self.permit = self.permits.free.clone().acquire_owned().await.ok();
     }
