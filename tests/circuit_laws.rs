@@ -137,6 +137,22 @@ proptest! {
         prop_assert_eq!(calls.circuit.state(), State::Closed);
     }
 
+    /// An outage that few commands meet, again and again.
+    #[test]
+    fn retries_open_it_when_nothing_succeeds_any_more(seed: u64, retries in 5..60_u32, failure in prop::sample::select(TROUBLES.to_vec())) {
+        let mut calls = Calls::new(300, seed);
+        prop_assert_eq!(calls.make(3_000, fails(0.1, failure)), None);
+        calls.apart = Duration::from_secs(1) / retries;
+        let begin = calls.now;
+        while calls.circuit.state() == State::Closed && calls.now - begin < Duration::from_secs(20) {
+            calls.now += calls.apart;
+            let grant = calls.circuit.try_pass(calls.now).unwrap();
+            calls.circuit.record_repeated_failure(grant, Operation::Redeem, failure, calls.now);
+        }
+        let opened = calls.now - begin;
+        prop_assert!((10..16).contains(&opened.as_secs()), "open after {opened:?}");
+    }
+
     #[test]
     fn a_blip_does_not_open_it(seed: u64, millis in 1..400_u64) {
         let mut calls = Calls::new(500, seed);

@@ -2,7 +2,8 @@
 //! fault of our own concerns every call, probes with one call, then closes by slow start.
 //!
 //! A command that fails again and again shows little about the provider: while no other command comes, the retries of a few
-//! would be nothing but failures. So a closed circuit ignores the failures of a command after its first one.
+//! would be nothing but failures. So a closed circuit ignores the failures of a command after its first one, as long as
+//! other calls have succeeded lately.
 //!
 //! A provider that fails with every third call is still worth calling. So results are counted over seconds, not over the
 //! last few calls: at 500 a second twenty calls are 40 ms.
@@ -104,6 +105,8 @@ pub struct Circuit {
     slow_start: Option<SlowStart>,
     starting_failures: u32,
     probed_at: Duration,
+    /// The last success while it was closed.
+    succeeded_at: Option<Duration>,
 }
 
 /// The number of calls that may be under way at once, and that are.
@@ -125,6 +128,7 @@ impl Default for Circuit {
             slow_start: None,
             starting_failures: 0,
             probed_at: Duration::ZERO,
+            succeeded_at: None,
         }
     }
 }
@@ -218,13 +222,18 @@ impl Circuit {
     ) {
         if grant.epoch == self.epoch {
             self.release(grant);
-            // During slow start only a few calls are made, most of them about commands that have failed before.
-            if !is_repeated || self.state != State::Closed || self.slow_start.is_some() {
+            if !(is_repeated && self.ignores_repeated(now)) {
                 self.record_result(grant.kind, operation, signal, now);
             }
         } else if let (State::Open { .. }, CallSignal::Suspended(fault)) = (self.state, signal) {
             self.open(CircuitCause::Suspended(fault), now);
         }
+    }
+
+    /// During slow start only a few calls are made, most of them about commands that have failed before.
+    fn ignores_repeated(&self, now: Duration) -> bool {
+        let succeeds = self.succeeded_at.is_some_and(|at| now.saturating_sub(at) < WINDOW);
+        self.state == State::Closed && self.slow_start.is_none() && succeeds
     }
 
     /// A call ended without a result.
@@ -297,6 +306,7 @@ impl Circuit {
             self.uses.record(failure, now);
         }
         if failure.is_none() {
+            self.succeeded_at = Some(now);
             if let Some(slow) = &mut self.slow_start {
                 slow.at_once += 1;
                 self.slow_start = self.slow_start.filter(|slow| slow.at_once < SLOW_START_ENDS);
