@@ -12,7 +12,8 @@ use tokio::sync::{Notify, watch};
 use crate::domain::evidence::Operation;
 use crate::policy::circuit::{Circuit, Grant};
 
-pub use crate::policy::circuit::{CallSignal, CircuitCause, FailureKind, State};
+pub use crate::policy::call_signal::{CallSignal, FailureKind};
+pub use crate::policy::circuit::{CircuitCause, State};
 
 /// The gate that every call passes.
 #[derive(Clone)]

@@ -5,7 +5,8 @@ use std::time::{Duration, Instant};
 
 use tracing::{info, warn};
 
-use crate::policy::circuit::{CircuitCause, FailureKind, ResponseClass};
+use crate::policy::call_signal::{FailureKind, ResponseClass};
+use crate::policy::circuit::CircuitCause;
 use crate::policy::reminder::{Announcement, Reminder};
 use crate::runtime::response_log::{Counts, LastResponse, ResponseLog};
 use crate::telemetry::metrics::CallDelay;

@@ -10,6 +10,8 @@ use std::time::Duration;
 use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore};
 use tokio::time::sleep;
 
+use crate::runtime::counted::Counted;
+
 /// The permits of one instance.
 #[derive(Debug, Clone)]
 pub struct Permits {
@@ -105,28 +107,12 @@ impl Permit {
         if self.permit.take().is_some() {
             self.permits.given_up.notify_one();
         }
-        let waiting = Waiting::start(&self.permits.waiting);
-        let trusted_waiting = self.trusted.then(|| Waiting::start(&self.permits.trusted_waiting));
+        let waiting = Counted::start(&self.permits.waiting);
+        let trusted_waiting = self.trusted.then(|| Counted::start(&self.permits.trusted_waiting));
         sleep(wait).await;
         drop((waiting, trusted_waiting));
         // The semaphore is never closed.
         self.permit = self.permits.free.clone().acquire_owned().await.ok();
-    }
-}
-
-/// A command that waits without a permit, until it is dropped.
-struct Waiting<'a>(&'a AtomicUsize);
-
-impl<'a> Waiting<'a> {
-    fn start(waiting: &'a AtomicUsize) -> Self {
-        waiting.fetch_add(1, Ordering::Relaxed);
-        Self(waiting)
-    }
-}
-
-impl Drop for Waiting<'_> {
-    fn drop(&mut self) {
-        self.0.fetch_sub(1, Ordering::Relaxed);
     }
 }
 

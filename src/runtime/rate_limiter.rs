@@ -7,7 +7,7 @@
 
 use std::collections::VecDeque;
 use std::num::NonZeroU32;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::AtomicUsize;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -15,6 +15,7 @@ use tokio::sync::{Notify, oneshot};
 
 use crate::policy::adaptive_rate::CallRecord;
 use crate::policy::rate_limit::RateLimit;
+use crate::runtime::counted::Counted;
 
 /// One permit in this many is for a query, and one for another attempt, if one waits.
 const QUERY_EVERY: u64 = 10;
@@ -106,7 +107,7 @@ impl RateLimiter {
     /// The same with a time limit: false if there is no permit within `patience`, and at once if a crowd waits already. Of
     /// a flood only a crowd waits; the others continue without a call.
     pub async fn acquire_within(&self, rank: Priority, patience: Duration) -> bool {
-        let waiting = Waiter::join(&self.0.hurried);
+        let waiting = Counted::start(&self.0.hurried);
         waiting.before < CROWD && tokio::time::timeout(patience, self.acquire(rank)).await.is_ok()
     }
 
@@ -147,24 +148,6 @@ impl RateLimiter {
     /// The part of its share that this instance uses, and its recent share of 429.
     pub fn reduced(&self) -> (f64, f64) {
         lock(&self.0.limit).reduced(self.0.time(now()))
-    }
-}
-
-/// A call that waits in [`RateLimiter::acquire_within`], until it is dropped.
-struct Waiter<'a> {
-    all: &'a AtomicUsize,
-    before: usize,
-}
-
-impl<'a> Waiter<'a> {
-    fn join(all: &'a AtomicUsize) -> Self {
-        Self { all, before: all.fetch_add(1, Ordering::Relaxed) }
-    }
-}
-
-impl Drop for Waiter<'_> {
-    fn drop(&mut self) {
-        self.all.fetch_sub(1, Ordering::Relaxed);
     }
 }
 

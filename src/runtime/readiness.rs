@@ -9,7 +9,7 @@ use tracing::{info, warn};
 use crate::amqp::confirm::PublishFailure;
 use crate::amqp::connection::Health;
 use crate::amqp::session::Session;
-use crate::policy::circuit::ResponseClass;
+use crate::policy::call_signal::ResponseClass;
 use crate::policy::classify::SuspendReason;
 use crate::runtime::circuit_gate::{CircuitCause, FailureKind, GateState, State, SuspendedBy};
 use crate::runtime::notices::{self};

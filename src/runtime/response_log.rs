@@ -3,7 +3,7 @@
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Instant;
 
-use crate::policy::circuit::ResponseClass;
+use crate::policy::call_signal::ResponseClass;
 use crate::telemetry::masking::Masked;
 use crate::telemetry::untrusted::visible_within;
 use crate::wechat::client::CallOutcome;

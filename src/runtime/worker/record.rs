@@ -6,7 +6,7 @@ use jiff::Timestamp;
 use tracing::debug;
 
 use crate::domain::evidence::{Evidence, Operation};
-use crate::policy::circuit::ResponseClass;
+use crate::policy::call_signal::ResponseClass;
 use crate::policy::classify::{Authenticity, CallResult, Verdict};
 use crate::runtime::circuit_gate::CallSignal;
 use crate::telemetry::spans::ChildSpan;
