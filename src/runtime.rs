@@ -2,6 +2,7 @@
 
 pub mod circuit_gate;
 mod consume_loop;
+mod counted;
 pub mod dead_letter_sweep;
 pub mod failpoints;
 mod held_back;

@@ -11,7 +11,8 @@ use proptest::prelude::*;
 use rand::SeedableRng as _;
 use rand::rngs::StdRng;
 use redeemer::domain::evidence::Operation;
-use redeemer::policy::circuit::{CallSignal, Circuit, CircuitCause, FailureKind, Grant, State};
+use redeemer::policy::call_signal::{CallSignal, FailureKind};
+use redeemer::policy::circuit::{Circuit, CircuitCause, Grant, State};
 use redeemer::policy::rate_limit::RateLimit;
 
 const TROUBLES: [FailureKind; 3] =

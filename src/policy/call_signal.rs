@@ -125,3 +125,23 @@ impl ResponseClass {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::domain::evidence::Operation::{Query, Redeem};
+
+    #[test]
+    fn unsigned_rejection_is_a_failure() {
+        let unsigned = Verdict::Unknown(UnknownCause::Unverified);
+        for operation in [Redeem, Query] {
+            assert_eq!(CallSignal::of(operation, &unsigned), CallSignal::Failing(FailureKind::Unverified));
+        }
+        for reason in crate::domain::reason::Reason::REJECTIONS {
+            assert_eq!(
+                CallSignal::of(Redeem, &Verdict::Rejected { reason, may_be_our_own_use: false }),
+                CallSignal::Success
+            );
+        }
+    }
+}

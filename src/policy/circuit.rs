@@ -14,9 +14,8 @@ use std::collections::VecDeque;
 use std::time::Duration;
 
 use crate::domain::evidence::Operation;
+use crate::policy::call_signal::{CallSignal, FailureKind};
 use crate::policy::classify::SuspendReason;
-
-pub use crate::policy::call_signal::{CallSignal, FailureKind, ResponseClass};
 
 /// Why the circuit is open.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -509,7 +508,6 @@ impl Results {
 mod tests {
     use super::*;
     use crate::domain::evidence::Operation::{Query, Redeem};
-    use crate::policy::classify::{UnknownCause, Verdict};
 
     const SILENT: CallSignal = CallSignal::Failing(FailureKind::NoResponse);
     const REJECTED: CallSignal = CallSignal::Suspended(SuspendReason::Unauthenticated);
@@ -736,19 +734,5 @@ mod tests {
             circuit.record_call(old, Redeem, SILENT, at(9_001 + nth * 20));
         }
         assert_eq!(circuit.state(), State::Closed);
-    }
-
-    #[test]
-    fn unsigned_rejection_is_a_failure() {
-        let unsigned = Verdict::Unknown(UnknownCause::Unverified);
-        for operation in [Redeem, Query] {
-            assert_eq!(CallSignal::of(operation, &unsigned), CallSignal::Failing(FailureKind::Unverified));
-        }
-        for reason in crate::domain::reason::Reason::REJECTIONS {
-            assert_eq!(
-                CallSignal::of(Redeem, &Verdict::Rejected { reason, may_be_our_own_use: false }),
-                CallSignal::Success
-            );
-        }
     }
 }

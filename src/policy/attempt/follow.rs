@@ -265,7 +265,7 @@ impl Progress {
     }
 
     /// The end of a command of unknown effect whose queries have been rejected for long because of an id that they share
-    /// with the use. No wait helps unless somebody changes what the id stands for; and it may have been changed since a use
+    /// with the use. No wait helps unless somebody changes what the id refers to; and it may have been changed since a use
     /// took effect, so it is not refused: docs/decisions/0016-end-what-only-rejected-queries-answer.md.
     fn conclude_rejected(
         &mut self,

@@ -5,7 +5,7 @@ use std::time::Duration;
 use prometheus::{Gauge, Histogram, HistogramVec, IntCounterVec};
 
 use crate::domain::evidence::Operation;
-use crate::policy::circuit::ResponseClass;
+use crate::policy::call_signal::ResponseClass;
 use crate::policy::classify::{SignatureFlaw, Verdict};
 use crate::telemetry::metrics::register::Register;
 
