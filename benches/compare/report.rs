@@ -253,9 +253,16 @@ pub(crate) fn write(
         targets(findings, growth),
     );
     text += "\nFor the reasons of the missed targets, see [performance/why.md](performance/why.md), written \
-             after the run whose date it names.\n\nHow fast good commands are settled while others are in trouble: \
-             [performance/goodput.md](performance/goodput.md). How fast the full rate is back after trouble: \
-             [performance/recovery.md](performance/recovery.md).\n";
+             after the run whose date it names.\n";
+    for (page, tells) in [
+        ("performance/goodput.md", "How fast good commands are settled while others are in trouble"),
+        ("performance/recovery.md", "How fast the full rate is back after trouble"),
+    ] {
+        // Another benchmark makes it.
+        if folder.join(page).exists() {
+            let _ = write!(text, "\n{tells}: [{page}]({page}).\n");
+        }
+    }
     let gaps = gaps(findings, growth);
     if !gaps.is_empty() {
         text += "\n## Not measured\n\n";
