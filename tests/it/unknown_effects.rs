@@ -173,6 +173,15 @@ async fn redelivered_command_of_a_wrong_openid_ends_soon() {
     service.stop().await;
 }
 
+/// Publishes the command as an instance hands it back that has not sent it.
+async fn publish_handed_back(bed: &Bed) {
+    let words = format!("{} unsent", Timestamp::now());
+    let mut headers = FieldTable::default();
+    headers.insert("x-redemption-handed-back".into(), AMQPValue::LongString(words.into()));
+    let properties = BasicProperties::default().with_headers(headers);
+    bed.publish_bytes(one().to_string().as_bytes(), properties).await;
+}
+
 /// The same, of a command that was handed back before anybody sent it.
 #[tokio::test(flavor = "multi_thread")]
 async fn unsent_command_of_a_wrong_openid_is_refused() {
@@ -180,11 +189,7 @@ async fn unsent_command_of_a_wrong_openid_is_refused() {
     bed.issue("C1", json!({}));
     bed.faults(json!([{"fault": {"kind": "status", "status": 400, "code": "INVALID_REQUEST",
         "sub_code": 268_578_526, "signed": true}}]));
-    let words = format!("{} unsent", Timestamp::now());
-    let mut headers = FieldTable::default();
-    headers.insert("x-redemption-handed-back".into(), AMQPValue::LongString(words.into()));
-    let properties = BasicProperties::default().with_headers(headers);
-    bed.publish_bytes(one().to_string().as_bytes(), properties).await;
+    publish_handed_back(&bed).await;
     let service = bed.start().await;
     assert_eq!(bed.next_event().await.gist(), "refused openid_mismatch -");
     assert_eq!(sent(&bed, "use"), 0);
@@ -210,11 +215,7 @@ async fn unsent_command_for_an_unnumbered_coupon_is_used() {
         patched(None, shown(["USED", "EFFECTIVE", "EFFECTIVE"])),
         {"operation": "use", "fault": {"kind": "patched_body", "patch": shown(["USED", "USED", "EFFECTIVE"])}},
     ]));
-    let words = format!("{} unsent", Timestamp::now());
-    let mut headers = FieldTable::default();
-    headers.insert("x-redemption-handed-back".into(), AMQPValue::LongString(words.into()));
-    let properties = BasicProperties::default().with_headers(headers);
-    bed.publish_bytes(one().to_string().as_bytes(), properties).await;
+    publish_handed_back(&bed).await;
     let service = bed.start().await;
     assert_eq!(bed.next_event().await.gist(), "redeemed - EFFECTIVE");
     assert_eq!((sent(&bed, "use"), bed.uses().len()), (1, 1));
