@@ -31,7 +31,7 @@ use crate::domain::outcome::{EstablishedBy, Outcome};
 use crate::domain::reason::Reason;
 use crate::domain::redemption::Redemption;
 use crate::policy::attempt::{EffectState, Progress};
-use crate::policy::classify::{self, Response, Verdict, classify};
+use crate::policy::classify::{self, Verdict, classify};
 use crate::telemetry::masking::{Short, beginning, masked_except, unescaped_tokens, without_openids};
 use crate::wechat::client::{Client, Prepared, hex};
 use crate::wire::audit_event::{self, AuditContext, OperatorAction};
@@ -342,7 +342,7 @@ pub async fn query(
         serial: outcome.serial,
         verdict: verdict.as_str().to_owned(),
     };
-    let rejection = response.as_ref().filter(|response| response.status >= 400).map(rejection);
+    let rejection = response.as_ref().filter(|response| response.status >= 400).map(Rejection::from);
     let coupon = response.and_then(|response| response.into_coupon(&verdict));
     let status = match (verdict, &coupon) {
         (Verdict::Redeemed, Some(coupon)) => CouponStatus::Redeemed(coupon.clone()),
@@ -352,11 +352,6 @@ pub async fn query(
         _ => CouponStatus::Unknown,
     };
     CouponQuery { status, evidence, coupon, trouble: outcome.error, earlier: None }
-}
-
-fn rejection(response: &Response) -> Rejection {
-    let Response { status, code, sub_code, message, request_id, .. } = response.clone();
-    Rejection { http_status: status, code, sub_code, message, request_id }
 }
 
 /// The decision of an operator, and its limits.

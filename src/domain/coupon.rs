@@ -255,7 +255,7 @@ impl Coupon {
         }
         let meant = match index {
             Some(index) => rounds.get(index as usize),
-            None => rounds.iter().find(|round| round.state != CouponState::Used).or_else(|| rounds.last()),
+            None => next_round(rounds).or_else(|| rounds.last()),
         };
         match meant.map(|round| usage_of_traces(&round.state, &round.trace, number)) {
             // The provider may have counted the round itself: a return on any of them may have ended our use.
@@ -264,16 +264,20 @@ impl Coupon {
             None => Usage::Unclear,
         }
     }
-}
 
-impl Coupon {
     /// Whether the next round is usable, and no round was returned or says nothing.
     fn next_round_is_free(&self, rounds: &[Round], number: &RequestNo) -> bool {
-        let next = rounds.iter().find(|round| round.state != CouponState::Used);
         let is_usable = |round: &Round| usage_of_traces(&round.state, &round.trace, number) == Usage::Usable;
         let is_clear = |round: &Round| !round.trace.is_returned() && !round.says_nothing();
-        self.state == CouponState::Effective && next.is_some_and(is_usable) && rounds.iter().all(is_clear)
+        self.state == CouponState::Effective
+            && next_round(rounds).is_some_and(is_usable)
+            && rounds.iter().all(is_clear)
     }
+}
+
+/// The first round that is not used.
+fn next_round(rounds: &[Round]) -> Option<&Round> {
+    rounds.iter().find(|round| round.state != CouponState::Used)
 }
 
 impl Round {

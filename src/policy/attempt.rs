@@ -56,10 +56,16 @@ impl Default for Limits {
 }
 
 impl Limits {
+    /// The longest delay queue of at most this.
+    fn delay_within(&self, most: SignedDuration) -> Option<usize> {
+        let fits = |delay: &Duration| SignedDuration::try_from(*delay).is_ok_and(|delay| delay <= most);
+        self.delays.iter().rposition(fits)
+    }
+
     /// [`QUERY_REJECTED_MAX`], or the longest delay queue below it.
     fn query_rejected_for(&self) -> Duration {
-        let longest = self.delays.iter().rfind(|delay| **delay <= QUERY_REJECTED_MAX);
-        longest.copied().unwrap_or(QUERY_REJECTED_MAX)
+        let longest = self.delay_within(QUERY_REJECTED_MAX).and_then(|queue| self.delays.get(queue));
+        longest.copied().unwrap_or(QUERY_REJECTED_MAX.unsigned_abs())
     }
 }
 
@@ -73,7 +79,7 @@ const ERRORS_REQUIRED: u8 = 2;
 
 /// How long every query must have been rejected because of an id before a command of unknown effect ends, unless the
 /// delay queues are shorter: a fault of the provider may last for a moment.
-const QUERY_REJECTED_MAX: Duration = Duration::from_secs(300);
+const QUERY_REJECTED_MAX: SignedDuration = SignedDuration::from_secs(300);
 
 /// The known effect of a command between two operations.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -360,10 +366,7 @@ impl Progress {
     /// a minute, and no longer than the command has waited so far: however long calls are held back, it is back soon after.
     pub fn delay_held(&mut self, limits: &Limits, now: Timestamp) -> Option<Step> {
         let longest = self.deadline.duration_since(now).min(now.duration_since(self.first_seen));
-        let fits = |wait: &Duration| {
-            *wait <= HELD_DELAY_MAX && SignedDuration::try_from(*wait).is_ok_and(|wait| wait <= longest)
-        };
-        let queue = limits.delays.iter().rposition(fits).unwrap_or(0);
+        let queue = limits.delay_within(longest.min(HELD_DELAY_MAX)).unwrap_or(0);
         (!limits.delays.is_empty()).then(|| self.hold_in(queue, limits, now))
     }
 
@@ -372,8 +375,7 @@ impl Progress {
     pub fn delay_rejected(&mut self, limits: &Limits) -> usize {
         let passed = usize::try_from(self.delays_passed).unwrap_or(usize::MAX);
         self.delays_passed = self.delays_passed.saturating_add(1);
-        let longest = limits.delays.iter().rposition(|wait| *wait <= REJECTED_DELAY_MAX).unwrap_or(0);
-        passed.min(longest)
+        passed.min(limits.delay_within(REJECTED_DELAY_MAX).unwrap_or(0))
     }
 
     /// Resets the effect of a command that waits because the broker rejects its event. A later query reads the coupon
@@ -399,10 +401,10 @@ impl Progress {
 }
 
 /// The longest delay of a command that no call can be made for.
-const HELD_DELAY_MAX: Duration = Duration::from_secs(60);
+const HELD_DELAY_MAX: SignedDuration = SignedDuration::from_secs(60);
 
 /// The longest wait between two tries to publish an event that the broker rejects.
-const REJECTED_DELAY_MAX: Duration = Duration::from_secs(300);
+const REJECTED_DELAY_MAX: SignedDuration = SignedDuration::from_secs(300);
 
 fn later(at: Timestamp, by: Duration) -> Timestamp {
     at.saturating_add(by).unwrap_or(Timestamp::MAX)

@@ -38,14 +38,13 @@ pub struct GateState {
 }
 
 impl GateState {
-    /// This state after another; `by` is the response to the call that changed it.
+    /// The other state that follows; `by` is the response to the call that changed it.
     fn followed_by(&self, state: State, by: Option<SuspendedBy>) -> Self {
         let suspended_by = match state {
-            State::Open { cause: CircuitCause::Suspended(_), .. } if state != self.state => {
+            State::Open { cause: CircuitCause::Suspended(_), .. } => {
                 by.map(Arc::new).or_else(|| self.suspended_by.clone())
             }
-            State::Open { cause: CircuitCause::Suspended(_), .. }
-            | State::HalfOpen { cause: CircuitCause::Suspended(_), .. } => self.suspended_by.clone(),
+            State::HalfOpen { cause: CircuitCause::Suspended(_), .. } => self.suspended_by.clone(),
             State::Closed | State::Open { .. } | State::HalfOpen { .. } => None,
         };
         Self { state, suspended_by }
@@ -125,8 +124,11 @@ impl CircuitGate {
         let result = change(&mut circuit);
         let state = circuit.state();
         let changed = self.0.state.send_if_modified(|reported| {
-            let following = reported.followed_by(state, by);
-            std::mem::replace(reported, following).state != state
+            let is_changed = reported.state != state;
+            if is_changed {
+                *reported = reported.followed_by(state, by);
+            }
+            is_changed
         });
         if changed || circuit.has_room() && !had_room {
             self.0.room.notify_waiters();

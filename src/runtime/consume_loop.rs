@@ -91,13 +91,13 @@ impl Service {
         number: usize,
         shutdown: &Shutdown,
     ) -> Ended {
-        let cancel = CancellationToken::new();
-        let _canceled_if_dropped = cancel.clone().drop_guard();
+        let canceled = CancellationToken::new();
+        let _canceled_if_dropped = canceled.clone().drop_guard();
         let mut health = session.health();
         let mut states = self.context.circuit_gate.states();
         let mut tick = interval(TICK);
         tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
-        let mut round = SessionLoop::new(settings, session, number, cancel.clone());
+        let mut round = SessionLoop::new(settings, session, number, canceled);
         (self.received_in_session, self.settled_in_session) = (0, 0);
 
         let ended = loop {
@@ -138,9 +138,9 @@ impl Service {
             Ended::Lost(why) => {
                 // Jobs that still publish on it must know.
                 session.abort(why.clone());
-                self.drop_session(&cancel);
+                self.drop_session(&round.canceled);
             }
-            Ended::Shutdown => self.stop(round, &cancel).await,
+            Ended::Shutdown => self.stop(round).await,
         }
         ended
     }
@@ -477,7 +477,7 @@ impl Service {
     }
 
     /// Finishes the commands in work and hands back the others.
-    async fn stop(&mut self, round: SessionLoop<'_>, cancel: &CancellationToken) {
+    async fn stop(&mut self, round: SessionLoop<'_>) {
         let SessionLoop { session, number, canceled, consumer, .. } = round;
         info!(in_flight = self.held(), "stopping; finishing commands in work");
         let reasons = vec![StatusReason::new(ReasonCode::Stopping, "stopping")];
@@ -486,7 +486,7 @@ impl Service {
             Some(deliveries) => deliveries.cancel(Duration::from_secs(5)).await,
             None => Ok(Vec::new()),
         };
-        cancel.cancel();
+        canceled.cancel();
         match left {
             Ok(left) => self.start_hand_backs(left, session.publisher(), &canceled, number),
             Err(why) => warn!(%why, "deliveries not handed back; the broker delivers them again"),

@@ -18,12 +18,9 @@ use crate::policy::prefetch_ramp::pause_after;
 use crate::runtime::shutdown::Shutdown;
 use crate::telemetry::status::{ReasonCode, StatusReason};
 
-/// The first and the longest pause between two probes of a missing right or exchange.
-pub(super) const PROBE_AGAIN: (Duration, Duration) = (Duration::from_millis(500), Duration::from_secs(15));
-
-/// The pauses during a fault that only an operator can end.
+/// The pauses during a fault that only an operator can end, such as a missing right or exchange.
 fn standing_pauses() -> Backoff {
-    let (first, longest) = PROBE_AGAIN;
+    let (first, longest) = (Duration::from_millis(500), Duration::from_secs(15));
     Backoff::new(first, 1.6, 0.3, longest).unwrap_or_default()
 }
 

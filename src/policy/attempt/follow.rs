@@ -77,10 +77,7 @@ impl Progress {
         ) {
             self.suspended = self.suspended.saturating_add(1);
         }
-        let response = match result {
-            CallResult::Response(response) => Some(response),
-            CallResult::NotSent(_) | CallResult::NoResponse(_) => None,
-        };
+        let response = result.into_response();
         let signed =
             response.as_ref().is_some_and(|response| response.authenticity == Authenticity::Verified);
         let error = response.as_ref().filter(|response| response.status >= 400).map(Rejection::from);

@@ -83,14 +83,9 @@ impl Progress {
         let wait = self.unsettled_for(limits, now).max(limits.query_delay);
         self.query_first = self.effect.next_operation() == Operation::Redeem;
         if wait > limits.in_process_max && !self.last {
-            let within = |most: SignedDuration| {
-                let fits =
-                    |delay: &Duration| SignedDuration::try_from(*delay).is_ok_and(|delay| delay <= most);
-                limits.delays.iter().rposition(fits)
-            };
             let wait = SignedDuration::try_from(wait).unwrap_or(SignedDuration::MAX);
-            let shortest = within(self.time_left(now)).map(|_| 0);
-            if let Some(delay) = within(wait.min(self.time_left(now))).or(shortest) {
+            let shortest = limits.delay_within(self.time_left(now)).map(|_| 0);
+            if let Some(delay) = limits.delay_within(wait.min(self.time_left(now))).or(shortest) {
                 return Step::Delay { queue: delay };
             }
         }

@@ -80,11 +80,7 @@ impl CommandJob<'_> {
         let published = publish_within(publishing, &self.delivery, message, span, held_max).await?;
         let Some(mut confirmed) = published else {
             if query_only {
-                let headers = if cancel.is_cancelled() {
-                    Vec::new()
-                } else {
-                    dead_letter_retry_headers(&self.delivery)
-                };
+                let headers = dead_letter_retry_headers(&self.delivery, cancel);
                 return Err(PublishInterrupted::Canceled(Box::new(self.delivery), headers));
             }
             return Box::pin(self.delay_unpublished(outcome, cancel)).await;

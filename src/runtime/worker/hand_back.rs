@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use jiff::Timestamp;
 use tokio::time::timeout;
+use tokio_util::sync::CancellationToken;
 
 use crate::amqp::confirm::PublishFailure;
 use crate::amqp::delivery::{DEAD_AGAIN, DEAD_AT, DEAD_REASON, DEAD_TRIES, Delivery};
@@ -118,8 +119,15 @@ pub async fn return_until_accepted(
 /// The first and the longest pause between two attempts to publish the event of a dead letter.
 pub(super) const DEAD_PAUSES: (Duration, Duration) = (Duration::from_secs(10), Duration::from_secs(600));
 
-/// The headers of a dead letter whose event was not accepted: when it is published again, which costs a query.
-pub(super) fn dead_letter_retry_headers(delivery: &Delivery) -> Vec<(&'static str, String)> {
+/// The headers of a dead letter whose event was not accepted: when it is published again, which costs a query. None if
+/// the wait for the broker was canceled.
+pub(super) fn dead_letter_retry_headers(
+    delivery: &Delivery,
+    cancel: &CancellationToken,
+) -> Vec<(&'static str, String)> {
+    if cancel.is_cancelled() {
+        return Vec::new();
+    }
     let tries = delivery.dead_tries();
     let at = Timestamp::now().saturating_add(dead_letter_pause(tries)).unwrap_or(Timestamp::MAX);
     vec![(DEAD_TRIES, tries.saturating_add(1).to_string()), (DEAD_AGAIN, at.to_string())]

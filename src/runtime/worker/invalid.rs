@@ -124,8 +124,7 @@ pub(super) async fn delay_unreadable(
     let delays = &publishing.context.limits.delays;
     let passed = delivery.event_delays();
     if publishing.dead_letter {
-        let headers =
-            if publishing.cancel.is_cancelled() { Vec::new() } else { dead_letter_retry_headers(&delivery) };
+        let headers = dead_letter_retry_headers(&delivery, publishing.cancel);
         return Err(PublishInterrupted::Canceled(Box::new(delivery), headers));
     }
     let Some(wait) = delays.get(passed.min(delays.len().saturating_sub(1))).copied() else {

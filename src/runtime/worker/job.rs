@@ -105,18 +105,12 @@ impl CommandJob<'_> {
         // Only trouble counts as a retry: what a redelivery or a rejection queries in addition does not.
         let is_retry = std::mem::take(&mut self.last_call_failed);
         let (limits, context) = (self.limits, self.context);
-        // A dead letter waits among its own, which are few.
-        if !after.is_zero()
-            && !self.carried.progress.is_query_only()
-            && !self.permit.has_room_to_wait()
-            && let Some(delayed) = self.carried.progress.delay_unaged(limits)
-        {
-            return Some(delayed);
-        }
+        // A dead letter has no delay queues: it waits among its own, which are few.
+        let is_full = !after.is_zero() && !self.permit.has_room_to_wait();
         // While the circuit is not closed, another command finds out whether calls succeed again: one that only fails
         // itself must not keep the circuit open for all.
-        if is_retry
-            && context.circuit_gate.state() != State::Closed
+        let gives_way = is_retry && context.circuit_gate.state() != State::Closed;
+        if (is_full || gives_way)
             && let Some(delayed) = self.carried.progress.delay_unaged(limits)
         {
             return Some(delayed);
