@@ -427,11 +427,11 @@ impl Service {
             // and the broker delivers it again. Boxed, because a task is moved several times while it starts and ends.
             let work = Box::pin(process_delivery(&context, &publisher, received, &mut permit, cancel));
             let worked = AssertUnwindSafe(work).catch_unwind().await;
-            let (settlement, session_end) = worked.unwrap_or_else(|_| {
+            let settled = worked.unwrap_or_else(|_| {
                 error!("defect: a worker panicked");
-                (Settlement::Lost, Some(SessionEnd::WorkerPanicked))
+                Err(SessionEnd::WorkerPanicked)
             });
-            Done { end: JobEnd::Worked(settlement, lane), session_end, number }
+            Done { end: JobEnd::Worked(settled, lane), number }
         });
     }
 
@@ -443,36 +443,43 @@ impl Service {
         current: Option<(&Session, usize)>,
     ) {
         // A job catches its own panics and is only aborted at the end of a shutdown.
-        let Ok(Done { end, session_end, number }) = done else { return };
-        let settlement = match end {
-            JobEnd::Worked(settlement, lane) => {
+        let Ok(Done { end, number }) = done else { return };
+        // Lost with a session that must end, or with one that has ended already.
+        let settled = match end {
+            JobEnd::Worked(settled, lane) => {
                 self.lanes.finish(lane);
-                settlement
+                settled.map_err(Some)
             }
-            JobEnd::HandedBack(settlement) => {
+            JobEnd::HandedBack(settled) => {
                 self.finish_hand_back(None);
-                settlement
+                settled.map_err(Some)
             }
-            JobEnd::Kept(held, why) => {
-                if !held.publisher.is_lost() {
-                    self.finish_hand_back(Some(why));
-                    self.held_back.push(*held);
-                    return;
-                }
+            JobEnd::Kept(held, why) if !held.publisher.is_lost() => {
+                self.finish_hand_back(Some(why));
+                self.held_back.push(*held);
+                return;
+            }
+            JobEnd::Kept(..) => {
                 self.finish_hand_back(None);
-                Settlement::Lost
+                Err(None)
             }
         };
+        let settlement = settled.as_ref().map_or(Settlement::Lost, |settlement| *settlement);
         self.context.metrics.commands.record_settled(settlement);
         self.set_in_flight();
-        if settlement != Settlement::Lost {
-            self.settled_in_session += 1;
-            self.ramp.record_completed(1);
-        }
-        if let (Some(why), Some((session, current))) = (session_end, current)
-            && number == current
-        {
-            session.abort(why);
+        match settled {
+            Ok(_) => {
+                self.settled_in_session += 1;
+                self.ramp.record_completed(1);
+            }
+            Err(Some(why)) => {
+                if let Some((session, current)) = current
+                    && number == current
+                {
+                    session.abort(why);
+                }
+            }
+            Err(None) => {}
         }
     }
 

@@ -124,19 +124,19 @@ async fn put_back(
     context: &WorkerContext,
     publisher: &Publisher,
     delivery: Delivery,
-) -> (Settlement, Option<SessionEnd>) {
+) -> Result<Settlement, SessionEnd> {
     let telemetry = (&*context.metrics, &context.publish_faults);
-    match return_until_accepted(publisher, delivery, Vec::new(), Target::Dead, telemetry).await {
-        Ok(()) => (Settlement::HandedBack, None),
-        Err(why) => (Settlement::Lost, Some(why)),
-    }
+    return_until_accepted(publisher, delivery, Vec::new(), Target::Dead, telemetry).await?;
+    Ok(Settlement::HandedBack)
 }
 
 /// Counts a settled dead letter; returns the failure that ends the sweep, if there was one.
-fn count_settled(
-    (settlement, session_end): (Settlement, Option<SessionEnd>),
-    count: &mut usize,
-) -> Option<Swept> {
-    *count += usize::from(settlement != Settlement::HandedBack && session_end.is_none());
-    session_end.map(|why| Swept::Failed(why.to_string()))
+fn count_settled(settled: Result<Settlement, SessionEnd>, count: &mut usize) -> Option<Swept> {
+    match settled {
+        Ok(settlement) => {
+            *count += usize::from(settlement != Settlement::HandedBack);
+            None
+        }
+        Err(why) => Some(Swept::Failed(why.to_string())),
+    }
 }

@@ -84,11 +84,11 @@ impl Service {
             // A few at a time: other publishes that go alone must not wait behind all of them.
             let _permit = hand_backs.acquire().await;
             let work = AssertUnwindSafe(hand_back(&context, held)).catch_unwind();
-            let (end, session_end) = work.await.unwrap_or_else(|_| {
+            let end = work.await.unwrap_or_else(|_| {
                 error!("defect: a hand-back panicked");
-                (JobEnd::HandedBack(Settlement::Lost), Some(SessionEnd::HandBackPanicked))
+                JobEnd::HandedBack(Err(SessionEnd::HandBackPanicked))
             });
-            Done { end, session_end, number }
+            Done { end, number }
         });
     }
 
@@ -117,8 +117,8 @@ impl Service {
 /// How long a delivery is held that may have a copy in the queue: less than the broker's consumer timeout.
 const COPIED_HELD_MAX: SignedDuration = SignedDuration::from_mins(20);
 
-/// Hands a delivery back; gives why its session must end, if it must.
-async fn hand_back(context: &WorkerContext, held: HeldDelivery) -> (JobEnd, Option<SessionEnd>) {
+/// Hands a delivery back.
+async fn hand_back(context: &WorkerContext, held: HeldDelivery) -> JobEnd {
     let HeldDelivery { received, publisher, cancel, number, kept: _ } = held;
     let telemetry = (&*context.metrics, &context.publish_faults);
     let returned = if cancel.is_cancelled() {
@@ -129,13 +129,13 @@ async fn hand_back(context: &WorkerContext, held: HeldDelivery) -> (JobEnd, Opti
         return_once(&publisher, received.delivery, Vec::new(), Target::Commands, telemetry.0).await
     };
     match returned {
-        Ok(()) => (JobEnd::HandedBack(Settlement::HandedBack), None),
-        Err(NotHandedBack::Lost(why)) => (JobEnd::HandedBack(Settlement::Lost), Some(why)),
+        Ok(()) => JobEnd::HandedBack(Ok(Settlement::HandedBack)),
+        Err(NotHandedBack::Lost(why)) => JobEnd::HandedBack(Err(why)),
         Err(NotHandedBack::NotAccepted(delivery, why)) => {
             debug!(%why, "delivery not handed back; it stays in hand");
             let received = ReceivedDelivery { delivery: *delivery, ..received };
             let held = HeldDelivery { received, publisher, cancel, number, kept: true };
-            (JobEnd::Kept(Box::new(held), why), None)
+            JobEnd::Kept(Box::new(held), why)
         }
     }
 }

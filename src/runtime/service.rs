@@ -127,17 +127,16 @@ pub(super) struct HeldDelivery {
 /// The end of a job.
 pub(super) struct Done {
     pub(super) end: JobEnd,
-    /// Why its session must end, if it must.
-    pub(super) session_end: Option<SessionEnd>,
+    /// Of its session.
     pub(super) number: usize,
 }
 
-/// How a job ended.
+/// How a job ended: its delivery is settled, or lost with its session, which must end for this reason.
 pub(super) enum JobEnd {
     /// It worked on a command of this lane.
-    Worked(Settlement, Option<Box<str>>),
-    /// It handed a delivery back, or its session was lost.
-    HandedBack(Settlement),
+    Worked(Result<Settlement, SessionEnd>, Option<Box<str>>),
+    /// It handed a delivery back.
+    HandedBack(Result<Settlement, SessionEnd>),
     /// The broker did not accept a hand-back: the delivery is not settled.
     Kept(Box<HeldDelivery>, PublishFailure),
 }

@@ -101,27 +101,30 @@ impl WorkerContext {
 
 type Worked = Result<(Settlement, Delivery, Published), PublishInterrupted>;
 
-/// Processes one delivery. Gives why the session that it belongs to must end, if it must.
+/// Processes one delivery.
+///
+/// # Errors
+/// Why the session that it belongs to must end. The delivery is lost with it, and the broker delivers it again.
 pub async fn process_delivery(
     context: &WorkerContext,
     publisher: &Publisher,
     received: ReceivedDelivery,
     permit: &mut Permit,
     cancel: CancellationToken,
-) -> (Settlement, Option<SessionEnd>) {
+) -> Result<Settlement, SessionEnd> {
     let parent = ParentContext {
         traceparent: received.delivery.traceparent(),
         delayed_by: received.delivery.retry_trace(),
         arrival: received.arrival().as_str(),
     };
     let mut span = context.traces.start_command(&context.queue, parent, received.at);
-    let (settlement, session_end) =
-        settle_delivery(context, publisher, received, &mut span, permit, cancel).await;
+    let settled = settle_delivery(context, publisher, received, &mut span, permit, cancel).await;
+    let settlement = settled.as_ref().map_or(Settlement::Lost, |settlement| *settlement);
     span.set_attribute("redemption.settlement", settlement.as_str());
-    if let Some(why) = &session_end {
+    if let Err(why) = &settled {
         span.record_failure(&why.to_string());
     }
-    (settlement, session_end)
+    settled
 }
 
 async fn settle_delivery(
@@ -131,28 +134,23 @@ async fn settle_delivery(
     span: &mut CommandSpan,
     permit: &mut Permit,
     cancel: CancellationToken,
-) -> (Settlement, Option<SessionEnd>) {
+) -> Result<Settlement, SessionEnd> {
     failpoints::reached(Failpoint::Taken);
     let target = if received.dead_lettered.is_some() { Target::Dead } else { Target::Commands };
     let result = process(context, publisher, received, span, permit, &cancel).await;
     match result {
         Ok((settlement, delivery, confirmed)) => {
             failpoints::reached(Failpoint::Acking);
-            match delivery.ack(confirmed).await {
-                Ok(()) => (settlement, None),
-                Err(not_settled) => (Settlement::Lost, Some(not_settled.into())),
-            }
+            delivery.ack(confirmed).await?;
+            Ok(settlement)
         }
         Err(PublishInterrupted::Canceled(delivery, headers)) => {
             let telemetry = (&*context.metrics, &context.publish_faults);
-            let handed_back = return_until_accepted(publisher, *delivery, headers, target, telemetry).await;
-            match handed_back {
-                Ok(()) => (Settlement::HandedBack, None),
-                Err(why) => (Settlement::Lost, Some(why)),
-            }
+            return_until_accepted(publisher, *delivery, headers, target, telemetry).await?;
+            Ok(Settlement::HandedBack)
         }
-        Err(PublishInterrupted::HeldTooLong) => (Settlement::Lost, Some(SessionEnd::PublishCanceled)),
-        Err(PublishInterrupted::NotPublished(why)) => (Settlement::Lost, Some(why.into())),
+        Err(PublishInterrupted::HeldTooLong) => Err(SessionEnd::PublishCanceled),
+        Err(PublishInterrupted::NotPublished(why)) => Err(why.into()),
     }
 }
 
